@@ -1,0 +1,82 @@
+# Two commands matter: `make book` builds the book, `make test` proves it. `make help` lists the rest.
+
+PYTHON ?= python3
+TORCH = torch==2.13.0
+VENV = .venv
+PY = $(VENV)/bin/python
+PIP = $(PY) -m pip install --disable-pip-version-check -q -c constraints.txt
+JOBS ?= 2
+ONLY ?=
+OPTIONS = --jobs $(JOBS) --only "$(ONLY)"
+INPUTS = pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help book html test lab chapters claims bench seeds mutations lint format clean
+
+help: ## list the commands
+	@echo "make <command>   (PYTHON=python3.12 picks an interpreter, JOBS=1 runs one chapter at a time,"
+	@echo "                  ONLY='02 03' takes these chapters alone)"
+	@echo
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+	  printf '  %-11s %s\n' $$name "$$text"; done
+
+# One environment for everything; readers of the book need no test tools. torch comes first and
+# pinned: a resolver that is free to choose may fetch gigabytes that are not needed.
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); try make PYTHON=python3.12"; exit 1; }
+	@echo "making $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.book: $(INPUTS) | $(PY)
+	@echo "installing the book's pinned packages into $(VENV) (minutes the first time)"
+	@$(PIP) $(TORCH)
+	@$(PIP) -e '.[book]'
+	@touch $@
+
+$(VENV)/.test: $(INPUTS) | $(PY)
+	@echo "installing the pinned packages, test tools included, into $(VENV) (minutes the first time)"
+	@$(PIP) $(TORCH)
+	@$(PIP) -e '.[book,test]'
+	@touch $@ $(VENV)/.book
+
+book: $(VENV)/.book ## execute copies of the chapters and build the HTML book
+	@$(PY) -m book build $(OPTIONS)
+
+html: $(VENV)/.book ## build the HTML book from the stored outputs, without running anything
+	@$(PY) -m book html
+
+test: $(VENV)/.test ## run every test, every chapter included
+	@$(PY) -m pytest -q
+
+lab: $(VENV)/.book ## open the chapters in JupyterLab
+	@$(PY) -m jupyter lab --notebook-dir=chapters
+
+chapters: $(VENV)/.book ## execute the chapters and store outputs and figures (writes tracked files)
+	@$(PY) -m book chapters $(OPTIONS)
+
+claims: $(VENV)/.book ## measure every claim and print the ledger
+	@$(PY) -m book claims $(OPTIONS)
+
+bench: $(VENV)/.book ## measure speed, as ratios in one process
+	@$(PY) -m book bench
+
+seeds: $(VENV)/.book ## check every claim at three other seeds
+	@$(PY) -m book seeds $(OPTIONS)
+
+mutations: $(VENV)/.book ## break the code behind each claim; each must notice
+	@$(PY) -m book mutations $(OPTIONS)
+
+lint: $(VENV)/.test ## check style, formatting, spelling and imports
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(VENV)/bin/codespell
+	@$(VENV)/bin/lint-imports --no-cache
+
+format: $(VENV)/.test ## fix style and formatting where it can be done safely
+	@$(PY) -m ruff check --fix-only -q .
+	@$(PY) -m ruff format -q .
+
+clean: ## remove what the commands made; .venv stays
+	@rm -rf _build .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	@find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,66 @@
+"""``python -m book <command>``; the Makefile has a target for each."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+COMMANDS = {
+    "build": "execute copies of the chapters and build the HTML book",
+    "html": "build the HTML book from the stored outputs, without running anything",
+    "chapters": "execute the chapters and store their outputs and figures (writes tracked files)",
+    "claims": "execute copies and print every claim with what was measured",
+    "seeds": "check every claim at other seeds",
+    "mutations": "break the code behind each claim and require that it fails",
+    "bench": "measure speed as ratios in one process",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m book", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if name not in ("bench", "html"):
+            command.add_argument("--only", default="", help="first letters of chapters: '02 03'")
+            command.add_argument("--jobs", type=int, default=2, help="notebooks at a time")
+        if name == "seeds":
+            command.add_argument("--seeds", type=int, nargs="+", default=[1000, 2000, 3000])
+        if name == "bench":
+            command.add_argument("--only", default="", help="part of a benchmark's name")
+    options = vars(parser.parse_args(arguments))
+    name = options.pop("command")
+    try:
+        return _command(name)(**options)
+    except ValueError as error:
+        print(f"python -m book {name}: {error}", file=sys.stderr)
+        return 2
+
+
+def _command(name: str):
+    """Import only what one command needs: building needs Sphinx, measuring does not."""
+    from book import CHAPTERS
+
+    if name == "build":
+        from book.html import main as run
+    elif name == "html":
+        from book.html import built
+
+        def run() -> int:
+            return built(CHAPTERS)
+    elif name == "chapters":
+        from book.refresh import main as run
+    elif name == "claims":
+        from book.ledger import main as run
+    elif name == "seeds":
+        from book.seeds import main as run
+    elif name == "mutations":
+        from book.mutations import main as run
+    else:
+        from book.bench import main as run
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(main())

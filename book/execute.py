@@ -1,0 +1,199 @@
+"""Run notebooks in fresh kernels, and make equal outputs equal bytes."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
+from tqdm import tqdm
+
+# What the kernels see beyond the caller's environment; pytest_settings gives nbval's kernels the
+# same, so that a chapter prints the same text wherever it runs.
+KERNEL_ENVIRONMENT = {"GUIDANCE_EDU_PROGRESS": "0"}
+
+# Set for one run by the command that needs them, never inherited from the caller's shell.
+CONTROLS = (
+    "GUIDANCE_EDU_CHAPTER",
+    "GUIDANCE_EDU_LEDGER",
+    "GUIDANCE_EDU_CLAIMS",
+    "GUIDANCE_EDU_FIGURES",
+)
+
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+CELL_SECONDS = 600
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class ChapterFailed(RuntimeError):
+    """A chapter that did not run to its end: which one, in which cell, and why."""
+
+    def __init__(self, chapter: str, cell: int, ident: str, why: str, traceback: str = ""):
+        super().__init__(f"{chapter}, code cell {cell} (id {ident}): {why}")
+        self.chapter, self.cell, self.traceback = chapter, cell, traceback
+
+
+@dataclass
+class Run:
+    """One notebook to run: from ``source`` to ``target``, with ``env`` set in its kernel."""
+
+    source: Path
+    target: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    label: str = ""
+
+
+def normalise(nb: nbformat.NotebookNode) -> None:
+    """Remove, in place, what changes from run to run while the results do not.
+
+    Kernel and language versions, timestamps, folding state, the split of one stream into
+    chunks, and the traces of errors that a cell means to show (they hold local paths).
+    """
+    nb.metadata = nbformat.from_dict(METADATA)
+    nb.nbformat, nb.nbformat_minor = 4, 5
+    for cell in nb.cells:
+        for key in ("execution", "collapsed", "scrolled"):
+            cell.metadata.pop(key, None)
+        if cell.cell_type == "code":
+            cell.outputs = _tidy(cell.outputs)
+
+
+def _tidy(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    tidy: list[nbformat.NotebookNode] = []
+    for out in outputs:
+        last = tidy[-1] if tidy else None
+        if out.output_type == "stream":
+            if last and last.output_type == "stream" and last.name == out.name:
+                last.text += out.text
+                continue
+        elif out.output_type == "error":
+            out.traceback = [f"{out.ename}: {ANSI.sub('', out.evalue)}"]
+        tidy.append(out)
+    return tidy
+
+
+def write(nb: nbformat.NotebookNode, target: Path) -> None:
+    """Write a notebook whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    try:
+        nbformat.write(nb, part)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def execute(
+    source: Path,
+    target: Path,
+    env: Mapping[str, str] | None = None,
+    each_cell: Callable[[], None] = lambda: None,
+) -> float:
+    """Run a notebook in a fresh kernel, in its target's folder; return the seconds it took.
+
+    The kernel inherits the caller's environment less ``CONTROLS``, plus ``KERNEL_ENVIRONMENT``
+    and ``env``. ``target`` is written only when every cell ran.
+
+    Errors:  ChapterFailed, with the chapter, the cell and the reason.
+    """
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    nb = nbformat.read(source, as_version=4)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    inherited = {k: v for k, v in os.environ.items() if k not in CONTROLS}
+    kernel_env = inherited | KERNEL_ENVIRONMENT | {"GUIDANCE_EDU_CHAPTER": source.stem}
+    client = NotebookClient(
+        nb,
+        timeout=CELL_SECONDS,
+        kernel_name="python3",
+        record_timing=False,
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],
+        resources={"metadata": {"path": str(target.parent)}},
+    )
+    start = time.perf_counter()
+    number = 0
+    with client.setup_kernel(env=kernel_env | dict(env or {})):
+        for index, cell in enumerate(nb.cells):
+            if cell.cell_type != "code" or not cell.source.strip():
+                continue
+            number += 1
+            where = (source.stem, number, cell.id)
+            try:
+                client.execute_cell(cell, index, execution_count=number)
+            except CellExecutionError as error:
+                trace = ANSI.sub("", error.traceback)
+                why = f"{error.ename}: {ANSI.sub('', error.evalue)}"
+                raise ChapterFailed(*where, why, trace) from None
+            except CellTimeoutError:
+                raise ChapterFailed(*where, f"no end after {CELL_SECONDS} s") from None
+            except DeadKernelError:
+                raise ChapterFailed(*where, "the kernel died (out of memory?)") from None
+            each_cell()
+    normalise(nb)
+    write(nb, target)
+    return time.perf_counter() - start
+
+
+def execute_all(
+    runs: Sequence[Run], jobs: int = 2
+) -> tuple[dict[Path, float], dict[Path, ChapterFailed]]:
+    """Run notebooks, ``jobs`` at a time, with progress; return seconds and failures by target.
+
+    One that fails does not stop the others.
+    """
+    seconds: dict[Path, float] = {}
+    failures: dict[Path, ChapterFailed] = {}
+    cells = sum(_code_cells(run.source) for run in runs)
+    stopped = threading.Event()
+    shown = not sys.stderr.isatty()
+    with tqdm(total=cells, unit="cell", leave=False, disable=shown, file=sys.stderr) as bar:
+
+        def one(run: Run) -> float:
+            def each_cell() -> None:
+                bar.update()
+                bar.set_postfix_str(run.label or run.source.stem, refresh=False)
+                if stopped.is_set():
+                    raise KeyboardInterrupt
+
+            return execute(run.source, run.target, run.env, each_cell)
+
+        with ThreadPoolExecutor(max(1, jobs)) as pool:
+            waiting = {pool.submit(one, run): run for run in runs}
+            try:
+                for done in as_completed(waiting):
+                    run = waiting[done]
+                    name = run.label or run.source.stem
+                    try:
+                        seconds[run.target] = done.result()
+                        bar.write(f"  {name:<44} {seconds[run.target]:6.1f} s", file=sys.stdout)
+                    except ChapterFailed as failure:
+                        failures[run.target] = failure
+                        bar.write(f"  {name:<44} FAILED", file=sys.stdout)
+                    sys.stdout.flush()
+            except KeyboardInterrupt:
+                stopped.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+    return seconds, failures
+
+
+def _code_cells(path: Path) -> int:
+    return sum(c.cell_type == "code" for c in nbformat.read(path, as_version=4).cells)
+
+
+def report(failures: Mapping[Path, ChapterFailed]) -> None:
+    """Print each failure with the end of its trace."""
+    for failure in failures.values():
+        print(f"\nFAILED {failure}", file=sys.stderr)
+        print("\n".join(failure.traceback.splitlines()[-25:]), file=sys.stderr)

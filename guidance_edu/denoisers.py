@@ -1,0 +1,187 @@
+"""The contract that every model in the book keeps, and the four faces of a prediction.
+
+A *denoiser* answers one question: given a clean sample plus noise of standard deviation sigma,
+what is the mean of the clean samples it may have been?
+
+    D(x, sigma, condition=None) -> x0_hat
+
+An exact mixture, a trained network, a guided pair and a published checkpoint behind an adapter
+are all denoisers, so every experiment runs on any of them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+KINDS = ("denoised", "epsilon", "score", "v", "flow")
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """Anything that can be called as ``D(x, sigma, condition=None)``.
+
+    Shapes:  x, result [n, ...]; sigma a float or [n]; condition None or [n] long (a network may
+             document another form).
+    Errors:  ValueError on a wrong shape, a negative or non-finite sigma, or ``condition=None``
+             where the network was trained without a null condition.
+    """
+
+    def __call__(self, x: Tensor, sigma: float | Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return the estimate of the clean sample."""
+        ...
+
+
+def check_sigma(x: Tensor, sigma: float | Tensor) -> Tensor:
+    """Return sigma as a tensor that broadcasts over x.
+
+    Shapes:  x [n, ...]; sigma a float, [] or [n]; result [] or [n, 1, ...], dtype and device of x.
+    Limits:  sigma = 0 is allowed here: a denoiser returns x for it.
+    Errors:  ValueError when x has no sample axis, when sigma has another shape, is negative or is
+             not finite.
+    """
+    if x.dim() < 1 or not x.is_floating_point():
+        raise ValueError(f"expected x of shape [n, ...] in floating point, got {_describe(x)}")
+    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+    if sigma.dim() > 1 or (sigma.dim() == 1 and len(sigma) != len(x)):
+        raise ValueError(f"expected sigma of shape [] or [{len(x)}], got {list(sigma.shape)}")
+    if not bool(((sigma >= 0) & (sigma < math.inf)).all()):
+        raise ValueError(f"expected finite sigma of at least 0, got {_worst(sigma)}")
+    return sigma.reshape(-1, *[1] * (x.dim() - 1)) if sigma.dim() else sigma
+
+
+def check_condition(x: Tensor, condition: Tensor | None, classes: int) -> Tensor | None:
+    """Check class labels against the number of samples and classes.
+
+    Shapes:  x [n, ...]; condition None or [n] long with values in 0 .. classes - 1.
+    Errors:  ValueError naming what was expected and what came.
+    """
+    if condition is None:
+        return None
+    condition = torch.as_tensor(condition, device=x.device)
+    if condition.shape != x.shape[:1] or condition.dtype != torch.long:
+        raise ValueError(
+            f"expected condition of shape [{len(x)}] and dtype long, got {_describe(condition)}"
+        )
+    if len(condition) and not 0 <= int(condition.min()) <= int(condition.max()) < classes:
+        raise ValueError(
+            f"expected classes from 0 to {classes - 1}, got {int(condition.min())}"
+            f" to {int(condition.max())}"
+        )
+    return condition
+
+
+def convert(
+    value: Tensor,
+    x: Tensor,
+    sigma: float | Tensor,
+    source: str,
+    target: str,
+    alpha: float | Tensor = 1.0,
+) -> Tensor:
+    """Rewrite one prediction as another: clean sample, noise, score or velocity.
+
+    Every kind is an affine function of the clean sample with coefficients that depend on the
+    noise level alone, for a noisy sample x = alpha x0 + sigma epsilon:
+
+        denoised  x0                        epsilon  (x - alpha x0) / sigma
+        score     (alpha x0 - x) / sigma^2  v        alpha epsilon - sigma x0
+        flow      epsilon - x0
+
+    Shapes:  value, x, result [n, ...]; sigma and alpha floats or [n].
+    Units:   score in 1/data units; all others in data units.
+    Limits:  there and back is the identity up to rounding; alpha = 1 is the parametrisation of
+             the book; alpha^2 + sigma^2 = 1 is the variance-preserving one; alpha = 1 - sigma is
+             rectified flow.
+    Errors:  ValueError for an unknown kind, mismatched shapes, sigma = 0 where the noise would
+             have to be read off x, or alpha = 0 where the clean sample would.
+    Source:  Karras et al. 2022, eq. 3 (score and denoiser); Salimans & Ho 2022, app. D (v);
+             Lipman et al. 2023, sec. 4.1 (flow; their time runs the other way).
+    Chapter: 01_denoisers_and_samplers
+    """
+    for kind in (source, target):
+        if kind not in KINDS:
+            raise ValueError(f"unknown prediction {kind!r}; expected one of {', '.join(KINDS)}")
+    if value.shape != x.shape:
+        raise ValueError(f"expected a value of shape {list(x.shape)}, got {list(value.shape)}")
+    sigma, alpha = check_sigma(x, sigma), check_sigma(x, alpha)
+    if source == target:
+        return value
+    if target != "denoised" and bool((sigma == 0).any()):
+        raise ValueError(f"expected sigma above 0 to convert {source} to {target}, got 0")
+    if source in {"epsilon", "score"} and bool((alpha == 0).any()):
+        raise ValueError(f"expected alpha above 0 to recover a clean sample from {source}, got 0")
+    return _from_denoised(_to_denoised(value, x, sigma, alpha, source), x, sigma, alpha, target)
+
+
+def _to_denoised(value: Tensor, x: Tensor, sigma: Tensor, alpha: Tensor, source: str) -> Tensor:
+    if source == "epsilon":
+        return (x - sigma * value) / alpha
+    if source == "score":
+        return (x + sigma**2 * value) / alpha
+    if source == "v":
+        return (alpha * x - sigma * value) / (alpha**2 + sigma**2)
+    if source == "flow":
+        return (x - sigma * value) / (alpha + sigma)
+    return value
+
+
+def _from_denoised(x0: Tensor, x: Tensor, sigma: Tensor, alpha: Tensor, target: str) -> Tensor:
+    if target == "epsilon":
+        return (x - alpha * x0) / sigma
+    if target == "score":
+        return (alpha * x0 - x) / sigma**2
+    if target == "v":
+        return alpha * (x - alpha * x0) / sigma - sigma * x0
+    if target == "flow":
+        return (x - alpha * x0) / sigma - x0
+    return x0
+
+
+class Preconditioned(nn.Module):
+    """A raw network wrapped so that its inputs and targets have unit size at every noise level.
+
+        D(x; sigma) = c_skip x + c_out F(c_in x, ln(sigma) / 4, condition)
+
+    Shapes:  x, result [n, ...]; sigma float or [n]; the network receives the scaled x, the noise
+             feature [n] and the condition.
+    Units:   sigma_data is the standard deviation of the data.
+    Limits:  sigma -> 0 gives x; a network that returns 0 gives the best linear denoiser of
+             N(0, sigma_data^2). The network computes in its own dtype and on its own device.
+    Errors:  ValueError on a bad sigma, a non-positive sigma_data, or non-finite x.
+    Source:  Karras et al. 2022, table 1 (right column) and app. B.6.
+    Chapter: 01_denoisers_and_samplers
+    """
+
+    def __init__(self, network: nn.Module, sigma_data: float = 0.5):
+        super().__init__()
+        if not (math.isfinite(sigma_data) and sigma_data > 0):
+            raise ValueError(f"expected sigma_data above 0, got {sigma_data}")
+        self.network, self.sigma_data = network, float(sigma_data)
+
+    def forward(self, x: Tensor, sigma: float | Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return the denoised x."""
+        sigma = check_sigma(x, sigma).expand(len(x), *[1] * (x.dim() - 1))  # [n, 1, ...]
+        total = sigma**2 + self.sigma_data**2
+        c_skip = self.sigma_data**2 / total
+        c_out = sigma * self.sigma_data * total.rsqrt()
+        # sigma = 0 multiplies the network by c_out = 0; the floor only keeps ln finite there.
+        c_noise = sigma.clamp_min(1e-12).log().flatten() / 4
+        inputs = (x * total.rsqrt(), c_noise.expand(len(x)))
+        weight = next(self.network.parameters(), x)
+        raw = self.network(*(value.to(weight) for value in inputs), condition).to(x)
+        if raw.shape != x.shape:
+            raise ValueError(f"the network returned {list(raw.shape)} for x {list(x.shape)}")
+        return c_skip * x + c_out * raw
+
+
+def _describe(value: Tensor) -> str:
+    return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def _worst(sigma: Tensor) -> float:
+    bad = sigma[~((sigma >= 0) & (sigma < math.inf))]
+    return float(bad.flatten()[0])

@@ -1,0 +1,114 @@
+"""One style for every figure of the book, and the one way to show it.
+
+Colours have a fixed meaning and are told apart without colour vision (they are taken from the
+palette of Okabe & Ito 2008); plots double them by marker or line style.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from IPython.display import display
+from matplotlib.figure import Figure
+from PIL import Image
+
+TRUTH, POSITIVE, NEGATIVE = "#8c8c8c", "#0072b2", "#e69f00"
+GUIDED, FAILURE = "#009e73", "#c1272d"
+PAPER, INK = "#ffffff", "#222222"
+
+STYLE = {
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "axes.facecolor": PAPER,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.labelsize": 10,
+    "axes.prop_cycle": mpl.cycler(color=[POSITIVE, NEGATIVE, GUIDED, FAILURE, TRUTH]),
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "font.size": 10,
+    "lines.linewidth": 1.8,
+    "image.cmap": "cividis",
+}
+MAX_BYTES = 150_000
+
+
+def figure(columns: int = 1, rows: int = 1, width: float = 8.0, height: float = 3.2, **options):
+    """Open a figure in the book's style; returns ``(fig, axes)`` as ``plt.subplots`` does.
+
+    Units:   width of the whole figure and height of one row in inches.
+    """
+    with mpl.rc_context(STYLE):
+        return plt.subplots(
+            rows, columns, figsize=(width, height * rows), layout="constrained", **options
+        )
+
+
+def panel(ax, limits: tuple[float, float, float, float] | None = None) -> None:
+    """Turn an axis into a picture of the plane: equal scales, no ticks, given limits.
+
+    Units:   limits are (left, right, bottom, top) in data units.
+    """
+    ax.set_aspect("equal")
+    ax.set(xticks=[], yticks=[])
+    for side in ax.spines.values():
+        side.set_visible(False)
+    if limits is not None:
+        ax.set(xlim=limits[:2], ylim=limits[2:])
+
+
+def show(fig: Figure, alt: str, name: str | None = None, dpi: int = 144) -> None:
+    """Display a figure as a small PNG with a text alternative.
+
+    The text becomes the image's alternative in the built book, and is what the notebook tests
+    compare, since pixels differ between machines. With a name, the figure is also published to
+    the folder that ``GUIDANCE_EDU_FIGURES`` names, where ``make chapters`` sets it.
+
+    Errors:  ValueError when the text says less than eight words, or the PNG exceeds 150 kB.
+    """
+    if len(alt.split()) < 8:
+        raise ValueError(f"expected alt text that says what is seen, got {alt!r}")
+    png = _png(fig, dpi)
+    plt.close(fig)
+    if len(png) > MAX_BYTES:
+        raise ValueError(f"expected a PNG of at most {MAX_BYTES} bytes, got {len(png)}")
+    _publish(png, alt, name)
+    encoded = base64.b64encode(png).decode()
+    display({"image/png": encoded, "text/plain": f"Figure: {alt}"}, raw=True)
+
+
+def _png(fig: Figure, dpi: int) -> bytes:
+    """Render as an 8-bit palette PNG, which is a third of the size of a full-colour one."""
+    raw, small = io.BytesIO(), io.BytesIO()
+    with mpl.rc_context(STYLE):
+        fig.savefig(raw, format="png", dpi=dpi, metadata={"Software": None})
+    image = Image.open(raw).convert("RGB")
+    image.quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
+def _publish(png: bytes, alt: str, name: str | None) -> None:
+    folder = os.environ.get("GUIDANCE_EDU_FIGURES")
+    if not folder or name is None:
+        return
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    entry = {"name": name, "alt": alt, "chapter": os.environ.get("GUIDANCE_EDU_CHAPTER", "")}
+    (target / f"{name}.png").write_bytes(png)
+    (target / f"{name}.json").write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,276 @@
+"""The one equation of the book, and the object that turns it into a denoiser.
+
+    D_w = D_neg + w (D_pos - D_neg) = D_pos + (w - 1) (D_pos - D_neg)
+
+w = 1 means no guidance, w = 0 the negative alone, w > 1 extrapolates away from the negative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from guidance_edu.denoisers import Denoiser, check_sigma
+
+EVERYWHERE = (0.0, math.inf)
+
+
+def guide(positive: Tensor, negative: Tensor, w: float) -> Tensor:
+    """Extrapolate from the negative through the positive prediction.
+
+    Shapes:  positive, negative, result: [n, ...], all in one prediction space.
+    Limits:  w = 1 is the positive, bit for bit; w = 0 is the negative up to rounding.
+    Errors:  ValueError when the shapes differ or w is not finite.
+    Source:  Karras et al. 2024 (arXiv:2406.02507), eq. 3; Ho & Salimans 2022 write w - 1 for our w.
+    Chapter: 02_classifier_free_guidance
+    """
+    return positive + (check_weight(w) - 1) * _difference(positive, negative)
+
+
+def rescale(guided: Tensor, positive: Tensor, strength: float = 0.7) -> Tensor:
+    """Shrink a guided prediction to the standard deviation of the positive one.
+
+    Shapes:  guided, positive, result: [n, ...]; the deviation is taken over all but the sample axis.
+    Limits:  strength = 0 returns guided; strength = 1 gives each sample the positive's deviation.
+    Errors:  ValueError on different shapes, fewer than two numbers a sample, or a strength outside
+             [0, 1].
+    Source:  Lin et al. 2024 (Common Diffusion Noise Schedules and Sample Steps are Flawed), sec. 3.4.
+    Chapter: 02_classifier_free_guidance
+    """
+    if guided.shape != positive.shape or guided[:1].numel() < 2:
+        raise ValueError(
+            f"expected two predictions of one shape with at least two numbers a sample,"
+            f" got {list(guided.shape)} and {list(positive.shape)}"
+        )
+    if not 0 <= strength <= 1:
+        raise ValueError(f"expected strength from 0 to 1, got {strength}")
+    axes = tuple(range(1, guided.dim()))
+    ratio = positive.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
+    return guided * (strength * ratio + 1 - strength)
+
+
+CONVENTIONS: dict[str, tuple[str, float, Callable[[float], float]]] = {
+    # name: (form in the source, value that switches guidance off, value -> w of the book)
+    "book": ("D_neg + w (D_pos - D_neg)", 1.0, lambda v: v),
+    "ho2022": ("(1 + w) e_c - w e_u", 0.0, lambda v: 1 + v),
+    "imagen": ("e_u + w (e_c - e_u)", 1.0, lambda v: v),
+    "diffusers": ("e_u + w (e_c - e_u)", 1.0, lambda v: v),
+    "diffusers-original": ("e_c + g (e_c - e_u)", 0.0, lambda v: 1 + v),
+    "edm2": ("D_u + w (D_c - D_u)", 1.0, lambda v: v),
+    "interval": ("D_u + w (D_c - D_u)", 1.0, lambda v: v),
+    "icg": ("D_r + w (D_c - D_r)", 1.0, lambda v: v),
+    "tsg": ("D_t + w (D - D_t)", 1.0, lambda v: v),
+    "autoguidance": ("w D_1 + (1 - w) D_0", 1.0, lambda v: v),
+    "sag-paper": ("e_hat + (1 + s) (e - e_hat)", 0.0, lambda v: 1 + v),
+    "sag-code": ("e_hat + g (e - e_hat)", 1.0, lambda v: v),
+    "sag-diffusers": ("e_cfg + s (e_u - e_hat)", 0.0, lambda v: 1 + v),
+    "pag-paper": ("e + s (e - e_hat)", 0.0, lambda v: 1 + v),
+    "pag-code": ("e_hat + g (e - e_hat)", 1.0, lambda v: v),
+    "pag-diffusers": ("e + s (e - e_hat)", 0.0, lambda v: 1 + v),
+    "seg-paper": ("g s - (g - 1) s_blur", 1.0, lambda v: v),
+    "seg-code": ("e + g (e - e_blur)", 0.0, lambda v: 1 + v),
+    "sims": ("(1 + w) s_r - w s_s", 0.0, lambda v: 1 + v),
+    "neon": ("(1 + w) theta_r - w theta_s", 0.0, lambda v: 1 + v),
+    "swg": ("e + w (e - e_crop)", 0.0, lambda v: 1 + v),
+    "model-guidance": ("e + w (e_c - e_u)", 0.0, lambda v: 1 + v),
+    "tpg": ("e + s (e - e_hat)", 0.0, lambda v: 1 + v),
+    "skip-layer": ("e_cfg + s (e_c - e_hat)", 0.0, lambda v: 1 + v),
+}
+
+
+def to_w(value: float, convention: str) -> float:
+    """Translate a guidance scale of a paper or library into the w of the book.
+
+    Limits:  each convention's own off value becomes w = 1.
+    Errors:  ValueError for an unknown convention (the message lists them) or a value that is not
+             finite.
+    Source:  the formulas in CONVENTIONS, each as written in the source that its name says.
+    Chapter: 03_the_negative_term
+    """
+    if convention not in CONVENTIONS:
+        raise ValueError(
+            f"unknown convention {convention!r}; expected one of {', '.join(CONVENTIONS)}"
+        )
+    return CONVENTIONS[convention][2](check_weight(value))
+
+
+def cfg_plus_plus_w(
+    strength: float, alpha: float, sigma: float, alpha_next: float, sigma_next: float
+) -> float:
+    """Translate the CFG++ strength at one deterministic (DDIM) step into the w of the book.
+
+    CFG++ denoises with the guided prediction but adds back the unconditional noise. Step by step
+    this equals ordinary guidance with a weight that depends on the two noise levels.
+
+    Limits:  strength = 0 gives w = 0 (the unconditional model), not w = 1.
+    Errors:  ValueError when a number is not finite, or the step does not lower sigma / alpha.
+    Source:  Chung et al. 2025 (CFG++), algorithm 2; the equivalence is one line of algebra.
+    Chapter: 03_the_negative_term
+    """
+    numbers = (strength, alpha, sigma, alpha_next, sigma_next)
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"expected finite numbers, got {numbers}")
+    if not (alpha > 0 and alpha_next > 0 and sigma / alpha > sigma_next / alpha_next >= 0):
+        raise ValueError(f"expected a step to a lower sigma / alpha, got {numbers[1:]}")
+    return strength * alpha_next / (alpha_next - sigma_next / sigma * alpha)
+
+
+def check_weight(w: float) -> float:
+    """Return w as a float. Errors: ValueError when it is not a finite number."""
+    if isinstance(w, (bool, str)) or not math.isfinite(w):
+        raise ValueError(f"expected a finite guidance weight w, got {w!r}")
+    return float(w)
+
+
+class Term(NamedTuple):
+    """One negative, its weight, and the noise levels (low, high] in which it acts."""
+
+    negative: Denoiser
+    w: float
+    window: tuple[float, float] = EVERYWHERE
+
+
+class Guided:
+    """A positive denoiser pushed away from one or several negatives; itself a denoiser.
+
+        D_w = D_pos + sum_i (w_i - 1) (D_pos - D_i)
+
+    Shapes:  as every denoiser: x [n, ...], sigma float or [n], condition passed on to all.
+    Limits:  a term with w = 1, or outside its window low < sigma <= high, is not evaluated; with
+             none left the result is the positive's, bit for bit.
+    Errors:  ValueError when w is not finite, a window is empty or negative, or predictions differ
+             in shape; TypeError when a model cannot be called.
+    Source:  Karras et al. 2024 (arXiv:2406.02507), eq. 3 and app. B.2 (several negatives add);
+             Kynkäänniemi et al. 2024, eq. 5 (window).
+    Chapter: 03_the_negative_term
+
+    ``Guided(positive, negative, w, window)`` is short for ``Guided(positive, [(negative, w,
+    window)])``. A negative may offer two things that let work be shared:
+
+    ``inputs(x, sigma, condition)`` with ``model``: the inputs on which ``model`` gives the
+    negative. Where ``model`` is the positive itself, both can run as one batch.
+    ``pair(x, sigma, condition)``: returns (positive, negative) in one go. It is used when its
+    ``model`` is the positive.
+
+    ``batching`` is ``"one"`` batch, ``"two"`` passes, or ``"auto"``: two on a CPU, where a doubled
+    batch costs more than two passes, and one on a GPU.
+    """
+
+    def __init__(
+        self,
+        positive: Denoiser,
+        negatives: Denoiser | Sequence[tuple],
+        w: float | None = None,
+        window: tuple[float, float] | None = None,
+        batching: str = "auto",
+    ):
+        if batching not in {"auto", "one", "two"}:
+            raise ValueError(f"expected batching auto, one or two, got {batching!r}")
+        self.positive, self.batching = _callable(positive), batching
+        if isinstance(negatives, (list, tuple)):
+            if w is not None or window is not None:
+                raise ValueError("give w and window inside the list: (negative, w, window)")
+            self.terms = tuple(_term(*entry) for entry in negatives)
+        else:
+            if w is None:
+                raise ValueError("expected a weight w beside a single negative")
+            self.terms = (_term(negatives, w, window or EVERYWHERE),)
+
+    def __call__(self, x: Tensor, sigma: float | Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return the guided estimate of the clean sample."""
+        level = check_sigma(x, sigma)
+        active = [t for t in self.terms if t.w != 1 and bool(_inside(level, t.window).any())]
+        positive, first = self._first(active, x, sigma, condition)
+        result = positive
+        for i, term in enumerate(active):
+            negative = first if i == 0 and first is not None else term.negative(x, sigma, condition)
+            weight = (term.w - 1) * _inside(level, term.window).to(positive.dtype)
+            result = result + weight * _difference(positive, negative)
+        return result
+
+    def during(self, sigma: float) -> Denoiser:
+        """Return the denoiser for one solver step that starts at sigma.
+
+        The windows are decided once, at the start of the step, so that w never changes between
+        the two evaluations of a second-order step: window edges are snapped to noise levels.
+        """
+        terms = [
+            (during(t.negative, sigma), t.w)
+            for t in self.terms
+            if t.window[0] < sigma <= t.window[1]
+        ]
+        return Guided(during(self.positive, sigma), terms, batching=self.batching)
+
+    def _first(
+        self, active: Sequence[Term], x: Tensor, sigma: float | Tensor, condition: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Evaluate the positive, and the first negative with it where work can be shared."""
+        negative = active[0].negative if active else None
+        if getattr(negative, "model", None) is self.positive:
+            if hasattr(negative, "pair"):
+                return negative.pair(x, sigma, condition)
+            if hasattr(negative, "inputs") and self._one_batch(x):
+                return _as_one_batch(self.positive, negative, x, sigma, condition)
+        return self.positive(x, sigma, condition), None
+
+    def _one_batch(self, x: Tensor) -> bool:
+        return self.batching == "one" or (self.batching == "auto" and x.device.type != "cpu")
+
+
+def during(denoiser: Denoiser, sigma: float) -> Denoiser:
+    """Return what stands for a denoiser in one solver step that starts at sigma.
+
+    Limits:  a denoiser without windows is returned as it is.
+    """
+    return denoiser.during(sigma) if hasattr(denoiser, "during") else denoiser
+
+
+def _as_one_batch(
+    model: Denoiser,
+    negative: Denoiser,
+    x: Tensor,
+    sigma: float | Tensor,
+    condition: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    n = len(x)
+    other_x, other_sigma, other_condition = negative.inputs(x, sigma, condition)
+    if condition is None or other_condition is None:
+        # None cannot share a batch with labels; the model alone knows what stands for it.
+        return model(x, sigma, condition), model(other_x, other_sigma, other_condition)
+    levels = [torch.as_tensor(s, dtype=x.dtype, device=x.device) for s in (sigma, other_sigma)]
+    both = model(
+        torch.cat([x, other_x]),
+        torch.cat([level.expand(n) for level in levels]),
+        torch.cat([condition, other_condition]),
+    )
+    return both[:n], both[n:]
+
+
+def _term(negative: Denoiser, w: float, window: tuple[float, float] | None = EVERYWHERE) -> Term:
+    low, high = EVERYWHERE if window is None else window
+    if not 0 <= low < high:
+        raise ValueError(f"expected a window (low, high) with 0 <= low < high, got {(low, high)}")
+    return Term(_callable(negative), check_weight(w), (float(low), float(high)))
+
+
+def _difference(positive: Tensor, negative: Tensor) -> Tensor:
+    if positive.shape != negative.shape:
+        raise ValueError(
+            f"expected positive and negative of one shape, got {list(positive.shape)}"
+            f" and {list(negative.shape)}"
+        )
+    return positive - negative
+
+
+def _callable(model: Denoiser) -> Denoiser:
+    if not callable(model):
+        raise TypeError(f"expected a denoiser D(x, sigma, condition), got {type(model).__name__}")
+    return model
+
+
+def _inside(sigma: Tensor, window: tuple[float, float]) -> Tensor:
+    return (window[0] < sigma) & (sigma <= window[1])

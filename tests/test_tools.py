@@ -1,0 +1,334 @@
+"""The book's own commands, on notebooks made for the purpose."""
+
+import json
+import math
+import struct
+import zlib
+
+import nbformat
+import pytest
+
+import book
+from book import execute, html, ledger, mutations, prose, references, refresh, seeds, source
+from book.__main__ import main
+
+CLAIM = """\
+claim("2.1 three is three", measured=value, expected=3.0, tol=0.5, breaks="1 + 2 => 1 + 5")"""
+CHAPTER = [
+    ("markdown", "# 2. A finding\n\nIt is 3.0 (claim 2.1)."),
+    ("code", "from guidance_edu.claims import claim"),
+    ("code", "value = 1 + 2"),
+    ("code", CLAIM, "claims"),
+    ("code", "print('after')"),
+]
+
+
+def png(width=2):
+    """Return a palette image of one colour."""
+
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, 8, 3, 0, 0, 0))
+    rest = chunk(b"PLTE", b"\xff\xff\xff") + chunk(b"IDAT", zlib.compress(bytes(width + 1)))
+    return b"\x89PNG\r\n\x1a\n" + head + rest + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """Move the book's folders into a temporary one."""
+    for module in (book, ledger, seeds, mutations, html, refresh):
+        for name in ("CHAPTERS", "FIGURES", "BUILD"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, tmp_path / name.lower())
+    folder = tmp_path / "chapters"
+    folder.mkdir()
+    for module in (ledger, seeds, mutations, html, refresh):
+        monkeypatch.setattr(module, "chapters", lambda f=folder, only="": book.chapters(f, only))
+    (folder / "references.bib").write_text(
+        "@article{a2020, author={Alpha, Ann}, title={One}, journal={J}, year={2020}}"
+    )
+    return tmp_path
+
+
+def put(home, notebook, cells, stem="02_x"):
+    path = notebook(stem, cells)
+    return path.rename(home / "chapters" / path.name)
+
+
+# Executing
+
+
+def test_executing_normalises_and_repeats_to_the_byte(notebook, tmp_path):
+    cells = [
+        ("code", "import sys\nprint('a')\nsys.stdout.flush()\nprint('b', end='')"),
+        ("code", "print('c')\nraise ValueError('meant')", "raises-exception"),
+        ("code", "import os\nprint(os.environ['GUIDANCE_EDU_PROGRESS'])"),
+    ]
+    path = notebook("02_x", cells)
+    seconds = execute.execute(path, tmp_path / "out" / "02_x.ipynb")
+    assert seconds > 0
+    nb = source.read(tmp_path / "out" / "02_x.ipynb")
+    assert [c.execution_count for c in nb.cells] == [1, 2, 3]
+    assert [c.id for c in nb.cells] == ["cell-0", "cell-1", "cell-2"]
+    assert nb.metadata == execute.METADATA
+    assert nb.cells[0].outputs[0].text == "a\nb" and len(nb.cells[0].outputs) == 1
+    assert nb.cells[1].outputs[1].traceback == ["ValueError: meant"]
+    assert nb.cells[2].outputs[0].text == "0\n"
+    execute.execute(tmp_path / "out" / "02_x.ipynb", tmp_path / "again" / "02_x.ipynb")
+    first, second = (tmp_path / d / "02_x.ipynb" for d in ("out", "again"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_failing_cell_is_named_and_leaves_the_stored_notebook_unchanged(home, notebook, capsys):
+    path = put(home, notebook, [("code", "1"), ("code", "print('x')\n1 / 0")])
+    before = path.read_bytes()
+    assert refresh.main() == 1
+    said = capsys.readouterr()
+    assert "02_x, code cell 2 (id cell-1): ZeroDivisionError: division by zero" in said.err
+    assert "nothing was stored" in said.out
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()].count(path.name) == 1
+    assert not list(home.rglob("*.part"))
+
+
+def test_the_callers_ledger_and_claim_mode_do_not_reach_the_kernels(
+    notebook, tmp_path, monkeypatch
+):
+    for name in execute.CONTROLS:
+        monkeypatch.setenv(name, "leaked")
+    path = notebook("02_x", [("code", "import os\nprint(sorted(os.environ.items()))")])
+    execute.execute(path, tmp_path / "out" / "02_x.ipynb")
+    shown = source.read(tmp_path / "out" / "02_x.ipynb").cells[0].outputs[0].text
+    assert "leaked" not in shown
+    assert "('GUIDANCE_EDU_CHAPTER', '02_x')" in shown
+
+
+# Storing
+
+
+def test_chapters_are_stored_with_their_figures_and_references(home, notebook, capsys):
+    write = (
+        "import json, os, pathlib\n"
+        "folder = pathlib.Path(os.environ['GUIDANCE_EDU_FIGURES'])\n"
+        f"(folder / 'ch02_x.png').write_bytes({png()!r})\n"
+        "entry = {'name': 'ch02_x', 'alt': 'One white line', 'chapter': '02_x'}\n"
+        "done = (folder / 'ch02_x.json').write_text(json.dumps(entry))\n"
+    )
+    path = put(home, notebook, [("code", write)])
+    figures = home / "figures"
+    figures.mkdir()
+    (figures / "ch01_gone.png").write_bytes(png())
+    (figures / "index.json").write_text(
+        json.dumps([{"name": "ch01_gone", "alt": "x", "chapter": "01_gone"}])
+    )
+    assert refresh.main() == 0
+    assert source.read(path).cells[0].execution_count == 1
+    assert sorted(p.name for p in figures.iterdir()) == ["README.md", "ch02_x.png", "index.json"]
+    assert "![One white line](ch02_x.png)" in (figures / "README.md").read_text()
+    assert 'id="a2020"' in (home / "chapters" / "references.md").read_text()
+    assert "stored 1 chapters and 1 figures" in capsys.readouterr().out
+
+
+# The ledger
+
+
+def entry(number="2.1", measured=3.0, low=2.5, high=3.5, chapter="02_x"):
+    return {
+        "chapter": chapter,
+        "id": number,
+        "statement": "s",
+        "measured": measured,
+        "relation": "expected 3 +- 0.5",
+        "expected": 3.0,
+        "tolerance": 0.5,
+        "low": low,
+        "high": high,
+        "margin": 1.0,
+        "holds": low <= measured <= high,
+        "seconds": 0.1,
+        "breaks": "a => b",
+    }
+
+
+def test_the_ledger_is_printed_and_written(home, notebook, capsys):
+    put(home, notebook, CHAPTER)
+    assert ledger.main() == 0
+    said = capsys.readouterr().out
+    assert "three is three" in said and "1 claims, all hold" in said
+    (stored,) = json.loads((home / "build" / "claims.json").read_text())
+    assert (stored["id"], stored["measured"], stored["chapter"]) == ("2.1", 3.0, "02_x")
+
+
+def test_the_ledger_command_fails_with_a_claim_and_still_prints_the_others(home, notebook, capsys):
+    second = CLAIM.replace("2.1", "2.2").replace("value", "value + 1")
+    put(home, notebook, [*CHAPTER[:3], ("code", second), ("code", CLAIM)])
+    assert ledger.main() == 1
+    said = capsys.readouterr().out
+    assert "2 claims, FAILED: 2.2" in said
+
+
+def test_claims_are_ordered_by_their_numbers():
+    names = ["2.10", "2.9", "10.1"]
+    assert sorted(names, key=lambda n: ledger.order({"id": n})) == ["2.9", "2.10", "10.1"]
+
+
+def test_the_distance_to_the_nearest_bound():
+    assert ledger.distance(entry(measured=3.1)) == pytest.approx(0.4)
+    assert ledger.distance(entry(measured=1.0, low=None, high=1.5)) == pytest.approx(0.5)
+    assert ledger.distance(entry(measured=2.0, low=2.5, high=None)) == pytest.approx(-0.5)
+
+
+# Seeds
+
+
+def test_the_seeds_table_has_spread_margin_and_failures():
+    measured = {1000: 3.0, 2000: 3.1, 3000: 2.9}
+    rows = seeds.summarise({s: [entry(measured=m)] for s, m in measured.items()})
+    (row,) = rows
+    assert row["measured"] == measured
+    assert row["spread"] == pytest.approx(0.1)
+    assert row["margin"] == pytest.approx(4.0)
+    assert row["failed"] == []
+    assert "seed 2000" in seeds.show(rows, list(measured))
+
+
+def test_a_seed_that_fails_or_never_reaches_a_claim_is_named():
+    rows = seeds.summarise({1000: [entry(measured=9.0)], 2000: [entry()], 3000: []})
+    assert rows[0]["failed"] == [1000, 3000]
+    assert "FAILS at 1000, 3000" in seeds.show(rows, [1000, 2000, 3000])
+
+
+def test_a_claim_that_no_seed_moves_has_infinite_margin():
+    (row,) = seeds.summarise({1: [entry()], 2: [entry()]})
+    assert row["margin"] == math.inf
+
+
+def test_seeds_reach_the_chapter(home, notebook, capsys):
+    moved = ("code", "from guidance_edu.settings import seed_shift\nvalue = 3 + seed_shift() / 1e4")
+    put(home, notebook, [CHAPTER[1], moved, ("code", CLAIM.replace("0.5", "0.15"))])
+    assert seeds.main(seeds=(1000, 2000)) == 1
+    said = capsys.readouterr().out
+    assert "3.1" in said and "3.2" in said and "FAILED: 2.1" in said
+
+
+# Mutations
+
+
+def test_a_mutation_that_a_claim_notices_is_killed_and_the_rest_is_not_run(home, notebook, capsys):
+    put(home, notebook, [*CHAPTER[:4], ("code", "1 / 0")])
+    assert mutations.main() == 0
+    assert "failed, measured 6" in capsys.readouterr().out
+
+
+def test_a_mutation_that_no_claim_notices_survives(home, notebook, capsys):
+    loose = CLAIM.replace("tol=0.5", "tol=50.0")
+    put(home, notebook, [*CHAPTER[:3], ("code", loose, "claims")])
+    assert mutations.main() == 1
+    assert "ALIVE: 2.1" in capsys.readouterr().out
+
+
+def test_a_mutation_that_stops_the_code_counts(home, notebook, capsys):
+    broken = CLAIM.replace("1 + 5", "1 + []")
+    put(home, notebook, [*CHAPTER[:3], ("code", broken, "claims")])
+    assert mutations.main() == 0
+    assert "raised TypeError" in capsys.readouterr().out
+
+
+def test_a_mutation_changes_one_cell_and_never_a_claim(notebook):
+    cells = [("code", CLAIM), ("code", "x = 1 + 2"), ("code", "y = 1 + 2")]
+    nb = source.read(notebook("02_x", cells))
+    assert source.mutate(nb, "1 + 2 => 7") == 1
+    assert [c.source for c in nb.cells] == [CLAIM, "x = 7", "y = 1 + 2"]
+
+
+@pytest.mark.parametrize("breaks", ["nothing", " => x", "a => a", "a => b => c", "zzz => b"])
+def test_a_mutation_that_cannot_be_applied_is_refused(notebook, breaks):
+    nb = source.read(notebook("02_x", [("code", "a = 1")]))
+    with pytest.raises(ValueError):
+        source.mutate(nb, breaks)
+
+
+def test_a_mutation_that_is_no_python_is_refused(notebook):
+    nb = source.read(notebook("02_x", [("code", "a = 1")]))
+    with pytest.raises(ValueError, match="no valid Python"):
+        source.mutate(nb, "1 => )")
+
+
+def test_a_claim_without_a_plain_name_is_refused(notebook):
+    nb = source.read(notebook("02_x", [("code", 'claim(f"2.{i} x", measured=1.0)')]))
+    with pytest.raises(ValueError, match="plain string"):
+        source.claims(nb, "02_x")
+
+
+# Reading what is stored
+
+
+def test_printed_claims_are_read_from_the_outputs():
+    text = "claim 2.1 a: b, c: measured -0.062, between -0.1 and 0.1, holds\nother\n"
+    text += "claim 2.12 d: measured 1e+06, above 2, FAILS\n"
+    out = nbformat.v4.new_output("stream", name="stdout", text=text)
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[out])])
+    first, second = source.printed(nb)
+    assert (first.id, first.statement, first.measured) == ("2.1", "a: b, c", "-0.062")
+    assert first.expected == "between -0.1 and 0.1"
+    assert second == source.Line("2.12", "d", "1e+06", "above 2", "FAILS")
+
+
+def test_what_a_real_claim_prints_is_read(capsys):
+    from guidance_edu.claims import claim
+
+    claim("2.1 it is, so", measured=0.0625, expected=0.06, tol=0.01, breaks="a => b")
+    out = nbformat.v4.new_output("stream", name="stdout", text=capsys.readouterr().out)
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[out])])
+    (line,) = source.printed(nb)
+    assert line == source.Line("2.1", "it is, so", "0.0625", "expected 0.06 +- 0.01", "holds")
+    assert prose.unbacked("It is 0.0625 (claim 2.1).", {"2.1": line}) == []
+
+
+# The pages
+
+
+def test_prose_is_linked_to_its_claims_outside_code_and_mathematics():
+    text = html.link_claims(
+        "a (claim 2.1) `(claim 2.1)` $(claim 2.1)$ (claims 2.1, 9.9)", {"2.1": "02_x"}
+    )
+    assert text.count('href="02_x.html#claim-2-1"') == 2
+    assert "`(claim 2.1)`" in text and "$(claim 2.1)$" in text and "9.9)" in text
+
+
+def test_alt_texts_and_folded_solutions_are_staged(notebook):
+    nb = source.read(notebook("02_x", [("code", "1", "solution"), ("code", CLAIM)]))
+    data = {"image/png": "", "text/plain": "Figure: two lines"}
+    nb.cells[0].outputs = [nbformat.v4.new_output("display_data", data=data)]
+    html.add_alt_texts(nb)
+    html.fold_solutions(nb)
+    html.add_links(nb, {"2.1": "02_x"})
+    assert nb.cells[0].metadata.mystnb.image.alt == "two lines"
+    assert "hide-cell" in nb.cells[0].metadata.tags
+    assert 'id="claim-2-1"' in nb.cells[1].source
+
+
+def test_references_are_written_with_their_anchors(tmp_path):
+    bib = tmp_path / "r.bib"
+    bib.write_text(
+        "@article{b, author={Be, Bo and Ce, Cy Dee}, title={{T}wo}, journal={J}, year={2020},"
+        " eprint={2001.00001}}\n@article{a, author={Al, A. and others}, title={O}, year={2019}}"
+    )
+    text = references.markdown(bib, for_sphinx=True)
+    assert "(b)=\nBe, B. and Ce, C. D. (2020). *Two.* J." in text
+    assert "[arXiv:2001.00001](https://arxiv.org/abs/2001.00001)" in text
+    assert "Al, A. et al. (2019)" in text
+    assert text.index("(a)=") < text.index("(b)=")
+
+
+# The command line
+
+
+def test_a_chapter_that_is_not_there_is_refused_with_those_that_are(tmp_path, capsys):
+    (tmp_path / "02_x.ipynb").write_text("{}")
+    with pytest.raises(ValueError, match="no chapter begins with '07'; there are: 02_x"):
+        book.chapters(tmp_path, only="07")
+    assert main(["claims", "--only", "99"]) == 2
+    assert "no chapter begins with '99'" in capsys.readouterr().err

@@ -1,0 +1,102 @@
+"""Exact targets, computed once: the reason why the 2D models of the book train in seconds.
+
+A network that learns to denoise sees noisy targets: one clean point of many that fit. Where the
+truth is known, it can be shown the mean of them all. A pool holds noisy points with this mean; all
+models of a world learn from one pool.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from guidance_edu.ema import PowerEMA
+from guidance_edu.settings import progress
+from toy_models.gaussian_mixture import GaussianMixture
+
+LOG_SIGMA_MEAN, LOG_SIGMA_STD = -2.3, 1.5
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Noisy points, their noise levels, and their exact denoised values.
+
+    Shapes:  x, target [n, 2]; sigma [n].
+    Source:  noise levels as in Karras et al. 2024 (arXiv:2406.02507), app. C: ln sigma is normal
+             with mean -2.3 and standard deviation 1.5.
+    """
+
+    x: Tensor
+    sigma: Tensor
+    target: Tensor
+
+
+def log_normal_levels(number: int, rng: torch.Generator) -> Tensor:
+    """Draw one noise level from each of equally probable strata. Shapes: result [number]."""
+    share = (torch.arange(number) + torch.rand(number, generator=rng)) / number
+    return (LOG_SIGMA_MEAN + LOG_SIGMA_STD * torch.special.ndtri(share.double())).exp()
+
+
+def make_pool(
+    world: GaussianMixture, rng: torch.Generator, levels: int = 1024, per_level: int = 256
+) -> Pool:
+    """Draw noisy points from a world and compute their exact targets, one level at a time.
+
+    Shapes:  the pool holds levels * per_level points.
+    """
+    world = world.to(torch.float32)
+    sigmas = log_normal_levels(levels, rng)
+    points, targets = [], []
+    for sigma in progress(sigmas.tolist(), "exact targets"):
+        points.append(world.sample(per_level, rng, sigma))
+        targets.append(world.denoise(points[-1], sigma))
+    return Pool(torch.cat(points), sigmas.float().repeat_interleave(per_level), torch.cat(targets))
+
+
+def fit(
+    model: nn.Module,
+    pool: Pool,
+    steps: int,
+    rng: torch.Generator,
+    batch: int = 512,
+    learning_rate: float = 1e-2,
+    decay: int = 512,
+    sigma_rel: float = 0.01,
+) -> float:
+    """Train a denoiser on a pool; leave it with averaged weights. Returns the last average loss.
+
+    The loss is |D(x, sigma) - target|^2 / (2 sigma^2), Adam with a learning rate that falls like
+    1/sqrt(step) after ``decay`` steps, and a power-function average of the weights.
+
+    Errors:  ValueError when steps or batch are below 1; FloatingPointError when the loss is not
+             finite.
+    Source:  Karras et al. 2024 (arXiv:2406.02507), app. C (schedule, Adam betas, EMA length).
+    """
+    if steps < 1 or not 1 <= batch <= len(pool.x):
+        raise ValueError(f"expected steps >= 1 and 1 <= batch <= {len(pool.x)}")
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=learning_rate, betas=(0.9, 0.99), fused=True
+    )
+    average, running = PowerEMA(model, sigma_rel), 0.0
+    order, start = torch.randperm(len(pool.x), generator=rng), 0
+    for step in progress(range(steps), "training"):
+        if start + batch > len(order):
+            order, start = torch.randperm(len(pool.x), generator=rng), 0
+        rows = order[start : start + batch]
+        start += batch
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate / math.sqrt(max(step / decay, 1))
+        error = model(pool.x[rows], pool.sigma[rows]) - pool.target[rows]
+        loss = (error.square().sum(1) / pool.sigma[rows] ** 2).mean() / 2
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        average.update(model)
+        running += (float(loss.detach()) - running) / min(step + 1, 200)
+        if not math.isfinite(running):
+            raise FloatingPointError(f"the loss is not finite at step {step}; the model diverged")
+    average.copy_to(model)
+    return running
