@@ -81,11 +81,12 @@ def decimals(paragraph: str) -> list[tuple[float, float, str]]:
 def agrees(value: float, unit: float, line: Line) -> bool:
     """Say whether a number in prose is what a claim measured, expected or took as its bound.
 
-    It agrees with the measured value to one unit of its own last digit, or within the claim's
-    tolerance; with a bound or an expected value it is equal. Signs may be left to the words.
+    It agrees with the measured value when that rounds to it, with a little room for the last
+    digit of another machine, or within the claim's tolerance; with a bound or an expected value
+    it is equal. Signs may be left to the words.
     """
     numbers = [float(n) for n in _NUMBER.findall(line.expected.replace("+-", " "))]
-    near = unit * (1 + 1e-9)
+    near = 0.6 * unit
     if line.expected.startswith("expected ") and len(numbers) == 2:
         near = max(near, numbers[1])
     try:

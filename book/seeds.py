@@ -36,6 +36,8 @@ def summarise(by_seed: dict[int, list[dict]]) -> list[dict]:
         there = [e for e in found.values() if e is not None]
         values = [e["measured"] for e in there]
         spread = statistics.stdev(values) if len(values) > 1 else math.nan
+        if spread < 1e-9 * max(map(abs, values)):  # the rounding of a value that does not move
+            spread = 0.0
         nearest = min((distance(e) for e in there), default=math.nan)
         rows.append(
             {

@@ -37,11 +37,10 @@ def save_weights(folder: str | Path, name: str, model: nn.Module, card: dict) ->
     data = write_tensors(tensors)
     manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
     entry = {**card, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, data)
     manifest[name] = entry
     text = json.dumps(dict(sorted(manifest.items())), indent=2) + "\n"
-    _write_whole(folder / MANIFEST, text.encode())
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_whole({path: data, folder / MANIFEST: text.encode()})
     return path
 
 
@@ -126,11 +125,17 @@ def _path(folder: Path, name: str) -> Path:
     return folder / f"{name}.safetensors"
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write to a neighbour and rename, so that a reader never sees half a file."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+def _write_whole(files: dict[Path, bytes]) -> None:
+    """Write to neighbours, then rename them all, so that a reader never sees half a file.
+
+    Writing is what fails (a full disk); nothing is renamed before everything is written.
+    """
+    parts = {path.with_name(f"{path.name}.{os.getpid()}.part"): path for path in files}
     try:
-        part.write_bytes(data)
-        os.replace(part, path)
+        for part, path in parts.items():
+            part.write_bytes(files[path])
+        for part, path in parts.items():
+            os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        for part in parts:
+            part.unlink(missing_ok=True)

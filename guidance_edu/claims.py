@@ -70,7 +70,7 @@ def claim(
     makes the claim fail, as ``old code => new code``; ``make mutations`` tries it.
 
     Units:   measured and its bounds in the unit that the statement names.
-    Limits:  NaN never holds.
+    Limits:  NaN and infinity never hold.
     Errors:  AssertionError when the claim does not hold; ValueError when it is not well formed.
     """
     match = re.fullmatch(r"(\d+\.\d+) (.+)", statement)
@@ -95,9 +95,12 @@ def _bounds(expected, tol, below, above, between) -> tuple[float | None, float |
     if sum(given) != 1 or (expected is None) != (tol is None):
         raise ValueError("expected exactly one of: expected with tol, below, above, between")
     if expected is not None:
-        if not tol > 0:
-            raise ValueError(f"expected tol above 0, got {tol}")
+        if not (tol > 0 and math.isfinite(expected + tol)):
+            raise ValueError(f"expected a finite number and tol above 0, got {expected} +- {tol}")
         return expected - tol, expected + tol, f"expected {expected:g} +- {tol:g}"
+    bounds = (below, above) if between is None else between
+    if not all(bound is None or math.isfinite(bound) for bound in bounds):
+        raise ValueError(f"expected finite bounds, got {bounds}")
     if below is not None:
         return None, below, f"below {below:g}"
     if above is not None:
@@ -116,6 +119,8 @@ def _judge(number, text, measured, low, high, relation, expected, tol, breaks) -
         measured - low if low is not None else math.inf,
         high - measured if high is not None else math.inf,
     )
+    if not math.isfinite(measured):  # a comparison with NaN is false, whichever way it is put
+        room = -math.inf
     if low is not None and high is not None:
         unit = (high - low) / 2
     else:

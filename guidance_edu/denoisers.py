@@ -43,14 +43,7 @@ def check_sigma(x: Tensor, sigma: float | Tensor) -> Tensor:
     Errors:  ValueError when x has no sample axis, when sigma has another shape, is negative or is
              not finite.
     """
-    if x.dim() < 1 or not x.is_floating_point():
-        raise ValueError(f"expected x of shape [n, ...] in floating point, got {_describe(x)}")
-    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-    if sigma.dim() > 1 or (sigma.dim() == 1 and len(sigma) != len(x)):
-        raise ValueError(f"expected sigma of shape [] or [{len(x)}], got {list(sigma.shape)}")
-    if not bool(((sigma >= 0) & (sigma < math.inf)).all()):
-        raise ValueError(f"expected finite sigma of at least 0, got {_worst(sigma)}")
-    return sigma.reshape(-1, *[1] * (x.dim() - 1)) if sigma.dim() else sigma
+    return _check_level(x, sigma, "sigma")
 
 
 def check_condition(x: Tensor, condition: Tensor | None, classes: int) -> Tensor | None:
@@ -97,7 +90,8 @@ def convert(
              the book; alpha^2 + sigma^2 = 1 is the variance-preserving one; alpha = 1 - sigma is
              rectified flow.
     Errors:  ValueError for an unknown kind, mismatched shapes, sigma = 0 where the noise would
-             have to be read off x, or alpha = 0 where the clean sample would.
+             have to be read off x or divided by it, or alpha = 0 where the clean sample would
+             have to be read off x.
     Source:  Karras et al. 2022, eq. 3 (score and denoiser); Salimans & Ho 2022, app. D (v);
              Lipman et al. 2023, sec. 4.1 (flow; their time runs the other way).
     Chapter: 01_denoisers_and_samplers
@@ -107,38 +101,43 @@ def convert(
             raise ValueError(f"unknown prediction {kind!r}; expected one of {', '.join(KINDS)}")
     if value.shape != x.shape:
         raise ValueError(f"expected a value of shape {list(x.shape)}, got {list(value.shape)}")
-    sigma, alpha = check_sigma(x, sigma), check_sigma(x, alpha)
+    sigma, alpha = check_sigma(x, sigma), _check_level(x, alpha, "alpha")
     if source == target:
         return value
-    if target != "denoised" and bool((sigma == 0).any()):
+    if (source == "denoised" or target == "score") and bool((sigma == 0).any()):
         raise ValueError(f"expected sigma above 0 to convert {source} to {target}, got 0")
-    if source in {"epsilon", "score"} and bool((alpha == 0).any()):
+    noise_known = source in {"epsilon", "score"}
+    if noise_known and target not in {"epsilon", "score"} and bool((alpha == 0).any()):
         raise ValueError(f"expected alpha above 0 to recover a clean sample from {source}, got 0")
-    return _from_denoised(_to_denoised(value, x, sigma, alpha, source), x, sigma, alpha, target)
-
-
-def _to_denoised(value: Tensor, x: Tensor, sigma: Tensor, alpha: Tensor, source: str) -> Tensor:
-    if source == "epsilon":
-        return (x - sigma * value) / alpha
-    if source == "score":
-        return (x + sigma**2 * value) / alpha
-    if source == "v":
-        return (alpha * x - sigma * value) / (alpha**2 + sigma**2)
-    if source == "flow":
-        return (x - sigma * value) / (alpha + sigma)
-    return value
-
-
-def _from_denoised(x0: Tensor, x: Tensor, sigma: Tensor, alpha: Tensor, target: str) -> Tensor:
+    if not noise_known and bool((alpha + sigma == 0).any()):
+        raise ValueError("expected alpha or sigma above 0, got 0 for both")
+    x0, noise = _parts(value, x, sigma, alpha, source)
+    if target == "denoised":
+        return x0
     if target == "epsilon":
-        return (x - alpha * x0) / sigma
+        return noise
     if target == "score":
-        return (alpha * x0 - x) / sigma**2
-    if target == "v":
-        return alpha * (x - alpha * x0) / sigma - sigma * x0
-    if target == "flow":
-        return (x - alpha * x0) / sigma - x0
-    return x0
+        return -noise / sigma
+    return alpha * noise - sigma * x0 if target == "v" else noise - x0
+
+
+def _parts(
+    value: Tensor, x: Tensor, sigma: Tensor, alpha: Tensor, source: str
+) -> tuple[Tensor, Tensor]:
+    """Return the clean sample and the noise, neither by way of the other where both are known.
+
+    At a small sigma the detour from one kind of noise to another would cost most of the digits.
+    """
+    if source == "denoised":
+        return value, (x - alpha * value) / sigma
+    if source == "v":
+        total = alpha**2 + sigma**2
+        return (alpha * x - sigma * value) / total, (sigma * x + alpha * value) / total
+    if source == "flow":
+        total = alpha + sigma
+        return (x - sigma * value) / total, (x + alpha * value) / total
+    noise = -sigma * value if source == "score" else value
+    return (x - sigma * noise) / alpha, noise
 
 
 class Preconditioned(nn.Module):
@@ -164,6 +163,8 @@ class Preconditioned(nn.Module):
 
     def forward(self, x: Tensor, sigma: float | Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the denoised x."""
+        if not bool(x.isfinite().all()):
+            raise ValueError("expected finite x, got NaN or infinity")
         sigma = check_sigma(x, sigma).expand(len(x), *[1] * (x.dim() - 1))  # [n, 1, ...]
         total = sigma**2 + self.sigma_data**2
         c_skip = self.sigma_data**2 / total
@@ -176,6 +177,17 @@ class Preconditioned(nn.Module):
         if raw.shape != x.shape:
             raise ValueError(f"the network returned {list(raw.shape)} for x {list(x.shape)}")
         return c_skip * x + c_out * raw
+
+
+def _check_level(x: Tensor, level: float | Tensor, name: str) -> Tensor:
+    if x.dim() < 1 or not x.is_floating_point():
+        raise ValueError(f"expected x of shape [n, ...] in floating point, got {_describe(x)}")
+    level = torch.as_tensor(level, dtype=x.dtype, device=x.device)
+    if level.dim() > 1 or (level.dim() == 1 and len(level) != len(x)):
+        raise ValueError(f"expected {name} of shape [] or [{len(x)}], got {list(level.shape)}")
+    if not bool(((level >= 0) & (level < math.inf)).all()):
+        raise ValueError(f"expected finite {name} of at least 0, got {_worst(level)}")
+    return level.reshape(-1, *[1] * (x.dim() - 1)) if level.dim() else level
 
 
 def _describe(value: Tensor) -> str:

@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import os
+import re
 from pathlib import Path
 
 import matplotlib as mpl
@@ -52,12 +53,14 @@ MAX_BYTES = 150_000
 def figure(columns: int = 1, rows: int = 1, width: float = 8.0, height: float = 3.2, **options):
     """Open a figure in the book's style; returns ``(fig, axes)`` as ``plt.subplots`` does.
 
+    The style stays set for the session, so that titles and texts added later have it too.
+
     Units:   width of the whole figure and height of one row in inches.
     """
-    with mpl.rc_context(STYLE):
-        return plt.subplots(
-            rows, columns, figsize=(width, height * rows), layout="constrained", **options
-        )
+    mpl.rcParams.update(STYLE)
+    return plt.subplots(
+        rows, columns, figsize=(width, height * rows), layout="constrained", **options
+    )
 
 
 def panel(ax, limits: tuple[float, float, float, float] | None = None) -> None:
@@ -80,15 +83,18 @@ def show(fig: Figure, alt: str, name: str | None = None, dpi: int = 144) -> None
     compare, since pixels differ between machines. With a name, the figure is also published to
     the folder that ``GUIDANCE_EDU_FIGURES`` names, where ``make chapters`` sets it.
 
-    Errors:  ValueError when the text says less than eight words, or the PNG exceeds 150 kB.
+    Errors:  ValueError when the text says less than eight words, the name is not a plain file
+             name, or the PNG exceeds 150 kB.
     """
+    if name is not None and not re.fullmatch(r"\w+", name):
+        raise ValueError(f"expected a plain file name for a figure, got {name!r}")
     if len(alt.split()) < 8:
         raise ValueError(f"expected alt text that says what is seen, got {alt!r}")
-    png = _png(fig, dpi)
+    png, title = _png(fig, dpi), _title(fig)
     plt.close(fig)
     if len(png) > MAX_BYTES:
         raise ValueError(f"expected a PNG of at most {MAX_BYTES} bytes, got {len(png)}")
-    _publish(png, alt, name)
+    _publish(png, alt, title, name)
     encoded = base64.b64encode(png).decode()
     display({"image/png": encoded, "text/plain": f"Figure: {alt}"}, raw=True)
 
@@ -96,19 +102,25 @@ def show(fig: Figure, alt: str, name: str | None = None, dpi: int = 144) -> None
 def _png(fig: Figure, dpi: int) -> bytes:
     """Render as an 8-bit palette PNG, which is a third of the size of a full-colour one."""
     raw, small = io.BytesIO(), io.BytesIO()
-    with mpl.rc_context(STYLE):
-        fig.savefig(raw, format="png", dpi=dpi, metadata={"Software": None})
+    fig.savefig(raw, format="png", dpi=dpi, metadata={"Software": None})
     image = Image.open(raw).convert("RGB")
     image.quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     return small.getvalue()
 
 
-def _publish(png: bytes, alt: str, name: str | None) -> None:
+def _title(fig: Figure) -> str:
+    """Return the title of the figure, or that of its first panel that has one."""
+    titles = [ax.get_title(side) for ax in fig.axes for side in ("left", "center", "right")]
+    return next((title for title in [fig.get_suptitle(), *titles] if title), "")
+
+
+def _publish(png: bytes, alt: str, title: str, name: str | None) -> None:
     folder = os.environ.get("GUIDANCE_EDU_FIGURES")
     if not folder or name is None:
         return
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    entry = {"name": name, "alt": alt, "chapter": os.environ.get("GUIDANCE_EDU_CHAPTER", "")}
+    chapter = os.environ.get("GUIDANCE_EDU_CHAPTER", "")
+    entry = {"name": name, "alt": alt, "title": title, "chapter": chapter}
     (target / f"{name}.png").write_bytes(png)
     (target / f"{name}.json").write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")

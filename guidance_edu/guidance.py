@@ -28,17 +28,21 @@ def guide(positive: Tensor, negative: Tensor, w: float) -> Tensor:
     Source:  Karras et al. 2024 (arXiv:2406.02507), eq. 3; Ho & Salimans 2022 write w - 1 for our w.
     Chapter: 02_classifier_free_guidance
     """
-    return positive + (check_weight(w) - 1) * _difference(positive, negative)
+    difference = _difference(positive, negative)
+    # 0 times an infinite difference would be NaN, and -0.0 + 0.0 is 0.0.
+    return positive if check_weight(w) == 1 else positive + (w - 1) * difference
 
 
 def rescale(guided: Tensor, positive: Tensor, strength: float = 0.7) -> Tensor:
     """Shrink a guided prediction to the standard deviation of the positive one.
 
-    Shapes:  guided, positive, result: [n, ...]; the deviation is taken over all but the sample axis.
-    Limits:  strength = 0 returns guided; strength = 1 gives each sample the positive's deviation.
+    Shapes:  guided, positive, result: [n, ...]; the deviation is one number a sample.
+    Limits:  strength = 0 returns guided; strength = 1 gives each sample the positive's deviation;
+             a constant sample has none to rescale and is returned as it is.
     Errors:  ValueError on different shapes, fewer than two numbers a sample, or a strength outside
              [0, 1].
-    Source:  Lin et al. 2024 (Common Diffusion Noise Schedules and Sample Steps are Flawed), sec. 3.4.
+    Source:  Lin et al. 2024 (Common Diffusion Noise Schedules and Sample Steps are Flawed),
+             sec. 3.4.
     Chapter: 02_classifier_free_guidance
     """
     if guided.shape != positive.shape or guided[:1].numel() < 2:
@@ -49,7 +53,8 @@ def rescale(guided: Tensor, positive: Tensor, strength: float = 0.7) -> Tensor:
     if not 0 <= strength <= 1:
         raise ValueError(f"expected strength from 0 to 1, got {strength}")
     axes = tuple(range(1, guided.dim()))
-    ratio = positive.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
+    spread = guided.std(axes, keepdim=True)
+    ratio = torch.where(spread > 0, positive.std(axes, keepdim=True) / spread, 1)
     return guided * (strength * ratio + 1 - strength)
 
 
@@ -72,6 +77,7 @@ CONVENTIONS: dict[str, tuple[str, float, Callable[[float], float]]] = {
     "pag-code": ("e_hat + g (e - e_hat)", 1.0, lambda v: v),
     "pag-diffusers": ("e + s (e - e_hat)", 0.0, lambda v: 1 + v),
     "seg-paper": ("g s - (g - 1) s_blur", 1.0, lambda v: v),
+    "seg-with-cfg": ("(1 - c + g) s_u + c s_c - g s_blur", 0.0, lambda v: 1 + v),
     "seg-code": ("e + g (e - e_blur)", 0.0, lambda v: 1 + v),
     "sims": ("(1 + w) s_r - w s_s", 0.0, lambda v: 1 + v),
     "neon": ("(1 + w) theta_r - w theta_s", 0.0, lambda v: 1 + v),
@@ -79,6 +85,8 @@ CONVENTIONS: dict[str, tuple[str, float, Callable[[float], float]]] = {
     "model-guidance": ("e + w (e_c - e_u)", 0.0, lambda v: 1 + v),
     "tpg": ("e + s (e - e_hat)", 0.0, lambda v: 1 + v),
     "skip-layer": ("e_cfg + s (e_c - e_hat)", 0.0, lambda v: 1 + v),
+    "diffusers-guiders-alone": ("e_hat + s (e - e_hat)", 1.0, lambda v: v),
+    "nag": ("s z - (s - 1) z_neg", 1.0, lambda v: v),
 }
 
 
@@ -121,9 +129,13 @@ def cfg_plus_plus_w(
 
 def check_weight(w: float) -> float:
     """Return w as a float. Errors: ValueError when it is not a finite number."""
-    if isinstance(w, (bool, str)) or not math.isfinite(w):
+    try:
+        number = math.nan if isinstance(w, (bool, str)) else float(w)
+    except (TypeError, ValueError, RuntimeError):  # None, a list, a tensor of several numbers
+        number = math.nan
+    if not math.isfinite(number):
         raise ValueError(f"expected a finite guidance weight w, got {w!r}")
-    return float(w)
+    return number
 
 
 class Term(NamedTuple):
@@ -174,11 +186,11 @@ class Guided:
         if isinstance(negatives, (list, tuple)):
             if w is not None or window is not None:
                 raise ValueError("give w and window inside the list: (negative, w, window)")
-            self.terms = tuple(_term(*entry) for entry in negatives)
+            self.terms = tuple(_term(*_entry(entry)) for entry in negatives)
         else:
             if w is None:
                 raise ValueError("expected a weight w beside a single negative")
-            self.terms = (_term(negatives, w, window or EVERYWHERE),)
+            self.terms = (_term(negatives, w, window),)
 
     def __call__(self, x: Tensor, sigma: float | Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the guided estimate of the clean sample."""
@@ -188,8 +200,8 @@ class Guided:
         result = positive
         for i, term in enumerate(active):
             negative = first if i == 0 and first is not None else term.negative(x, sigma, condition)
-            weight = (term.w - 1) * _inside(level, term.window).to(positive.dtype)
-            result = result + weight * _difference(positive, negative)
+            pushed = result + (term.w - 1) * _difference(positive, negative)
+            result = torch.where(_inside(level, term.window), pushed, result)
         return result
 
     def during(self, sigma: float) -> Denoiser:
@@ -224,7 +236,8 @@ class Guided:
 def during(denoiser: Denoiser, sigma: float) -> Denoiser:
     """Return what stands for a denoiser in one solver step that starts at sigma.
 
-    Limits:  a denoiser without windows is returned as it is.
+    Limits:  a denoiser without windows is returned as it is. A negative that wraps a model offers
+             ``during(sigma)`` too, so that windows inside the model are decided with the others.
     """
     return denoiser.during(sigma) if hasattr(denoiser, "during") else denoiser
 
@@ -238,20 +251,31 @@ def _as_one_batch(
 ) -> tuple[Tensor, Tensor]:
     n = len(x)
     other_x, other_sigma, other_condition = negative.inputs(x, sigma, condition)
-    if condition is None or other_condition is None:
+    if (condition is None) != (other_condition is None):
         # None cannot share a batch with labels; the model alone knows what stands for it.
         return model(x, sigma, condition), model(other_x, other_sigma, other_condition)
     levels = [torch.as_tensor(s, dtype=x.dtype, device=x.device) for s in (sigma, other_sigma)]
     both = model(
         torch.cat([x, other_x]),
         torch.cat([level.expand(n) for level in levels]),
-        torch.cat([condition, other_condition]),
+        None if condition is None else torch.cat([condition, other_condition]),
     )
     return both[:n], both[n:]
 
 
+def _entry(entry: tuple) -> tuple:
+    if not isinstance(entry, (list, tuple)) or len(entry) not in {2, 3}:
+        raise ValueError(
+            f"expected a list of (negative, w) or (negative, w, window), got {entry!r}"
+        )
+    return tuple(entry)
+
+
 def _term(negative: Denoiser, w: float, window: tuple[float, float] | None = EVERYWHERE) -> Term:
-    low, high = EVERYWHERE if window is None else window
+    window = EVERYWHERE if window is None else window
+    if not isinstance(window, (list, tuple)) or len(window) != 2:
+        raise ValueError(f"expected a window (low, high), got {window!r}")
+    low, high = window
     if not 0 <= low < high:
         raise ValueError(f"expected a window (low, high) with 0 <= low < high, got {(low, high)}")
     return Term(_callable(negative), check_weight(w), (float(low), float(high)))

@@ -287,7 +287,7 @@ def sliced_wasserstein(
     # The quantile functions are steps that jump at i / n and j / m; in units of 1 / (n m) all
     # jumps are whole numbers, so that no jump is counted twice by rounding.
     jumps = torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]).unique().to(x.device)
-    start, share = jumps[:-1], (jumps[1:] - jumps[:-1]) / (n * m)
+    start, share = jumps[:-1], (jumps[1:] - jumps[:-1]).double() / (n * m)
     shadow_x = (x @ unit.T).sort(0).values[start // m]
     shadow_y = (y @ unit.T).sort(0).values[start // n]
     costs = (share[:, None] * (shadow_x - shadow_y).abs() ** order).sum(0)
@@ -424,12 +424,17 @@ def _two_sets(
 
 
 def _distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """Yield blocks of rows of the distance matrix [n, m]."""
+    """Yield blocks of rows of the distance matrix [n, m]; within one set, 0 on its diagonal."""
     # Matrix products lose half the digits of small distances, but are far faster in high dimension.
     exact = x.shape[1] <= 32
     mode = "donot_use_mm_for_euclid_dist" if exact else "use_mm_for_euclid_dist"
+    start = 0
     for rows in x.split(max(1, CHUNK // len(y))):
-        yield torch.cdist(rows, y, compute_mode=mode)
+        block = torch.cdist(rows, y, compute_mode=mode)
+        if x is y:
+            block.diagonal(start).zero_()
+        start += len(rows)
+        yield block
 
 
 def _pair_sum(x: Tensor, y: Tensor, function: Callable[[Tensor], Tensor] | None = None) -> float:

@@ -21,7 +21,7 @@ METHODS = ("euler", "heun", "stochastic")
 
 
 class State(NamedTuple):
-    """A stop on the way: samples x [n, ...] at noise level sigma, and the denoised estimate used."""
+    """A stop on the way: samples x [n, ...] at a noise level, and the denoised estimate used."""
 
     sigma: float
     x: Tensor
@@ -34,13 +34,13 @@ def noise_levels(
     """Return noise levels that fall from sigma_max to sigma_min, then a final 0.
 
     Shapes:  result [steps + 1], float64.
-    Limits:  rho = 1 spaces them evenly, rho -> infinity geometrically; steps = 1 gives
-             [sigma_max, 0].
+    Limits:  sigma_max and sigma_min are met exactly; rho = 1 spaces the levels evenly, rho ->
+             infinity geometrically; steps = 1 gives [sigma_max, 0].
     Errors:  ValueError unless steps >= 1, rho >= 1 and 0 < sigma_min < sigma_max.
     Source:  Karras et al. 2022, eq. 5.
     Chapter: 01_denoisers_and_samplers
     """
-    if isinstance(steps, bool) or int(steps) != steps or steps < 1:
+    if isinstance(steps, bool) or steps not in range(1, 2**31):
         raise ValueError(f"expected a whole number of steps of at least 1, got {steps}")
     if not 0 < sigma_min < sigma_max < math.inf:
         raise ValueError(f"expected 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
@@ -49,6 +49,7 @@ def noise_levels(
     position = torch.linspace(0, 1, int(steps), dtype=torch.float64)
     top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     levels = (top + position * (bottom - top)) ** rho
+    levels[-1], levels[0] = sigma_min, sigma_max  # a rounded end could fall outside a window
     return torch.cat([levels, levels.new_zeros(1)])
 
 
@@ -57,9 +58,11 @@ def euler_step(denoiser: Denoiser, x: Tensor, sigma: float, target: float, condi
 
     Shapes:  x, result [n, ...]; sigma, target floats with sigma > target >= 0.
     Limits:  target = 0 returns the denoised x.
+    Errors:  ValueError unless sigma > target >= 0.
     Source:  Karras et al. 2022, eq. 1 with sigma(t) = t, and algorithm 1 lines 4-5.
     Chapter: 01_denoisers_and_samplers
     """
+    _check_step(sigma, target)
     slope = (x - denoiser(x, sigma, condition)) / sigma
     return x + (target - sigma) * slope
 
@@ -69,9 +72,11 @@ def heun_step(denoiser: Denoiser, x: Tensor, sigma: float, target: float, condit
 
     Shapes:  x, result [n, ...]; sigma, target floats with sigma > target >= 0.
     Limits:  target = 0 falls back to Euler, since the slope is not defined there.
+    Errors:  ValueError unless sigma > target >= 0.
     Source:  Karras et al. 2022, algorithm 1.
     Chapter: 01_denoisers_and_samplers
     """
+    _check_step(sigma, target)
     slope = (x - denoiser(x, sigma, condition)) / sigma
     ahead = x + (target - sigma) * slope
     if target == 0:
@@ -163,10 +168,16 @@ class _Recorder:
         return denoised
 
 
+def _check_step(sigma: float, target: float) -> None:
+    if not sigma > target >= 0:
+        raise ValueError(f"expected a step down to at least 0, got {sigma:g} to {target:g}")
+
+
 def _check_levels(levels: Tensor | Sequence[float]) -> list[float]:
-    levels = [float(level) for level in levels]
-    if len(levels) < 2:
-        raise ValueError(f"expected at least two noise levels, got {len(levels)}")
+    levels = torch.as_tensor(levels, dtype=torch.float64)
+    if levels.dim() != 1 or len(levels) < 2:
+        raise ValueError(f"expected at least two noise levels, got shape {list(levels.shape)}")
+    levels = levels.tolist()
     if not all(math.isfinite(level) and level >= 0 for level in levels):
         raise ValueError(f"expected finite noise levels of at least 0, got {levels}")
     for now, following in zip(levels[:-1], levels[1:], strict=True):

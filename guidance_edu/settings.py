@@ -50,11 +50,15 @@ def generator(seed: int) -> torch.Generator:
 
     Noise is always drawn on the CPU and moved, so that a CPU and a GPU start from equal numbers.
 
-    Errors:  TypeError when ``seed`` is not an integer.
+    Errors:  TypeError when ``seed`` is not an integer; ValueError when it is negative, or when the
+             shifted seed needs more than 63 bits.
     """
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise TypeError(f"expected an integer seed, got {seed!r}")
-    return torch.Generator().manual_seed(seed + seed_shift())
+    shifted = seed + seed_shift()
+    if seed < 0 or shifted >= 2**63:
+        raise ValueError(f"expected a seed of at least 0 and at most 63 bits, got {shifted}")
+    return torch.Generator().manual_seed(shifted)
 
 
 def progress(items: Iterable[Item], label: str, total: int | None = None) -> Iterable[Item]:

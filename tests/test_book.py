@@ -31,19 +31,23 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.ids, self.links, self.loads, self.no_alt = set(), [], [], []
-        self.titles, self.text = 0, text
+        self.titles, self.in_article, self.text = 0, False, text
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         named = dict(attrs)
         self.ids.update(v for k in ("id", "name") if (v := named.get(k)))
-        self.titles += tag == "h1"
+        self.in_article |= tag == "article"
+        self.titles += tag == "h1" and self.in_article  # the theme has another one for printing
         if tag == "a" and named.get("href"):
             self.links.append(named["href"])
         if named.get("rel") not in ("canonical", "next", "prev", "search", "index"):
             self.loads += [named[a] for a in LOADING.get(tag, ()) if named.get(a)]
         if tag == "img" and not (named.get("alt") or "").strip():
             self.no_alt.append(named.get("src"))
+
+    def handle_endtag(self, tag):
+        self.in_article &= tag != "article"
 
 
 @pytest.fixture(scope="module")

@@ -35,9 +35,8 @@ def _run(options: argparse.Namespace) -> None:
     if options.command == "list":
         for recipe in RECIPES.values():
             size = f"{recipe.hidden} wide, {recipe.steps} steps"
-            print(
-                f"{recipe.name:30s} {recipe.tree} tree, {recipe.classes:2s} {size:22s} {recipe.what}"
-            )
+            world = f"{recipe.tree} tree, {recipe.classes:2s}"
+            print(f"{recipe.name:30s} {world} {size:22s} {recipe.what}")
     elif options.command == "show":
         recipe_named(options.name)
         print(json.dumps(read_manifest(WEIGHTS).get(options.name, "not shipped"), indent=2))

@@ -50,8 +50,11 @@ class GaussianMixture:
         self._log_weights = (weights / weights.sum()).log()
         self._means, self._covariances = means, covariances
         self._variances, self._axes = torch.linalg.eigh(covariances)  # [K, d], [K, d, d]
-        if not bool((self._variances > 0).all()):
-            bad = int((self._variances <= 0).any(1).nonzero()[0])
+        # A singular covariance has an eigenvalue of 0 up to rounding, on either side.
+        rounding = means.shape[1] * torch.finfo(torch.float64).eps * self._variances[:, -1:]
+        singular = (self._variances <= rounding.clamp_min(0)).any(1)
+        if bool(singular.any()):
+            bad = int(singular.nonzero()[0])
             raise ValueError(f"expected positive definite covariances; component {bad} is singular")
 
     def __repr__(self) -> str:
@@ -102,7 +105,9 @@ class GaussianMixture:
         Shapes:  components: indices, or a bool mask [K].
         Errors:  ValueError when none is selected.
         """
-        chosen = torch.as_tensor(components)
+        chosen = torch.as_tensor(components).cpu()
+        if chosen.numel() == 0:
+            raise ValueError("expected at least one component, got none")
         return GaussianMixture(
             self._log_weights[chosen].exp(),
             self._means[chosen],
@@ -126,7 +131,10 @@ class GaussianMixture:
 
         Shapes:  result [n, d]; sigma float or [n].
         Limits:  the same rng gives the same points on every device, in every dtype.
+        Errors:  ValueError when n is below 1.
         """
+        if n < 1:
+            raise ValueError(f"expected to draw at least one point, got n = {n}")
         chosen = torch.multinomial(self._log_weights.exp(), n, replacement=True, generator=rng)
         unit = torch.randn(n, self.dimension, generator=rng, dtype=torch.float64)
         axes, spread = self._axes[chosen], self._variances[chosen].sqrt()
@@ -178,9 +186,12 @@ class GaussianMixture:
 
     def _over_components(self, x: Tensor, sigma: float | Tensor, answer) -> Tensor:
         """Compute an answer chunk by chunk from the table of component logits."""
+        if x.dim() != 2 or x.shape[1] != self.dimension or not x.is_floating_point():
+            raise ValueError(
+                f"expected x of shape [n, {self.dimension}] in floating point,"
+                f" got {list(x.shape)} {str(x.dtype).removeprefix('torch.')}"
+            )
         x = x.to(self.device, self.dtype)
-        if x.dim() != 2 or x.shape[1] != self.dimension:
-            raise ValueError(f"expected x of shape [n, {self.dimension}], got {list(x.shape)}")
         if not bool(x.isfinite().all()):
             raise ValueError("expected finite x, got NaN or infinity")
         sigma = check_sigma(x, sigma)
@@ -274,8 +285,8 @@ class ClassMixture:
 
     Shapes:  classes: C mixtures; priors [C]; x [n, d]; condition None or [n] long.
     Limits:  condition = None denoises the marginal, the mixture of all classes.
-    Errors:  ValueError for no class, priors that do not fit or are not positive, or labels out of
-             range.
+    Errors:  ValueError for no class, classes of different dimension, priors that do not fit or
+             are not positive and finite, or labels out of range.
     Chapter: 02_classifier_free_guidance
     """
 
@@ -286,9 +297,12 @@ class ClassMixture:
     ):
         if not classes:
             raise ValueError("expected at least one class, got none")
+        dimensions = [mixture.dimension for mixture in classes]
+        if len(set(dimensions)) > 1:
+            raise ValueError(f"expected classes of one dimension, got {dimensions}")
         priors = [1.0] * len(classes) if priors is None else priors
         priors = torch.as_tensor(priors, dtype=torch.float64).cpu()
-        if priors.shape != (len(classes),) or not bool((priors > 0).all()):
+        if priors.shape != (len(classes),) or not bool(((priors > 0) & (priors < math.inf)).all()):
             raise ValueError(f"expected {len(classes)} positive priors, got {priors.tolist()}")
         self.classes, self.priors = tuple(classes), priors / priors.sum()
         first = self.classes[0]
@@ -307,8 +321,7 @@ class ClassMixture:
         condition = check_condition(x, condition, len(self.classes))
         if condition is None:
             return self.marginal.denoise(x, sigma)
-        levels = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
-        check_sigma(x, levels)
+        levels = check_sigma(x, sigma).flatten().expand(len(x))
         result = torch.empty_like(x)
         for label, mixture in enumerate(self.classes):
             rows = condition == label
@@ -338,5 +351,7 @@ def _check_parameters(weights: Tensor, means: Tensor, covariances: Tensor) -> No
             raise ValueError(f"expected finite {name}, got NaN or infinity")
     if not bool((weights > 0).all()):
         raise ValueError(f"expected positive weights, got {float(weights.min()):g}")
-    if not torch.allclose(covariances, covariances.mT, rtol=1e-9, atol=0):
+    # Relative to the largest entry: a correlation of 0 is itself a matter of rounding.
+    size = covariances.abs().amax((1, 2), keepdim=True)
+    if not bool(((covariances - covariances.mT).abs() <= 1e-9 * size).all()):
         raise ValueError("expected symmetric covariances")

@@ -37,7 +37,9 @@ class Pool:
 def log_normal_levels(number: int, rng: torch.Generator) -> Tensor:
     """Draw one noise level from each of equally probable strata. Shapes: result [number]."""
     share = (torch.arange(number) + torch.rand(number, generator=rng)) / number
-    return (LOG_SIGMA_MEAN + LOG_SIGMA_STD * torch.special.ndtri(share.double())).exp()
+    # Rounding may reach 0 or 1, where the normal quantile is infinite.
+    share = share.double().clamp(1e-9, 1 - 1e-8)
+    return (LOG_SIGMA_MEAN + LOG_SIGMA_STD * torch.special.ndtri(share)).exp()
 
 
 def make_pool(

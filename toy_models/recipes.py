@@ -6,6 +6,7 @@ trains the recipe again instead, so that no finding of the book hangs on one luc
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -20,7 +21,7 @@ from toy_models.mlp import tree_denoiser
 from toy_models.pool import Pool, fit, make_pool
 from toy_models.tree import Tree, own_tree, published_tree
 
-WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = Path(__file__).resolve().parent / "weights"
 TREES = {"own": own_tree, "published": published_tree}
 LICENCE = "MIT, as the code: trained on points drawn from a formula, no third-party data"
 
@@ -103,9 +104,10 @@ def _trained(name: str, shifted_seed: int) -> tuple[Preconditioned, dict]:
 def train(name: str) -> tuple[Preconditioned, dict]:
     """Train a recipe from nothing at the book's seed; return the model and its card.
 
+    Limits:  a recipe is trained once a process; every call returns a copy of its own.
     Errors:  KeyError for an unknown recipe.
     """
-    return _trained(name, seed_shift())
+    return copy.deepcopy(_trained(name, seed_shift()))
 
 
 def load(name: str) -> Preconditioned:
@@ -121,7 +123,13 @@ def load(name: str) -> Preconditioned:
 
 
 def store(name: str, folder: Path = WEIGHTS) -> Path:
-    """Train a recipe and write its weights and manifest entry."""
+    """Train a recipe and write its weights and manifest entry.
+
+    Errors:  KeyError for an unknown recipe; ValueError at a shifted seed where the folder is that
+             of the shipped weights, which stand for the book's own seed.
+    """
+    if seed_shift() and Path(folder).resolve() == WEIGHTS:
+        raise ValueError(f"expected GUIDANCE_EDU_SEED=0 for shipped weights, got {seed_shift()}")
     model, card = train(name)
     return save_weights(folder, name, model, card)
 

@@ -63,7 +63,7 @@ def own_tree(levels: int = 6) -> Tree:
     Errors:  ValueError for levels outside 1 .. 8.
     Source:  this book; the idea of a branching class is that of Karras et al. 2024, fig. 1.
     """
-    if not 1 <= levels <= 8:
+    if levels not in range(1, 9):
         raise ValueError(f"expected 1 to 8 levels, got {levels}")
     random = np.random.RandomState(11)  # noqa: NPY002  its stream is frozen for ever
     parts: dict[str, list] = {"A": [], "B": []}
@@ -84,7 +84,7 @@ def own_tree(levels: int = 6) -> Tree:
 
     grow(np.zeros(2), math.pi / 2 - 0.9, 0.34, 0, "A")
     grow(np.zeros(2), -math.pi / 2 - 0.9, 0.34, 0, "B")
-    return _tree(f"own-{levels}", parts, view=(-0.25, 1.35, -0.5, 1.1))
+    return _tree(f"own-{levels}", parts, view=(-0.12, 1.08, -0.16, 1.02))
 
 
 @cache
@@ -124,7 +124,8 @@ def published_tree() -> Tree:
 def _tree(name: str, parts: dict[str, list], view: tuple[float, float, float, float]) -> Tree:
     mixtures = []
     for label in ("A", "B"):
-        weights, means, covariances = (torch.tensor(np.array(v)) for v in zip(*parts[label], strict=True))
+        columns = zip(*parts[label], strict=True)
+        weights, means, covariances = (torch.tensor(np.array(column)) for column in columns)
         mixtures.append(GaussianMixture(weights, means, (covariances + covariances.mT) / 2))
     priors = [sum(weight for weight, _, _ in parts[label]) for label in ("A", "B")]
     return Tree(name, ClassMixture(mixtures, priors), view)

@@ -18,6 +18,8 @@ def line(
     """
     if len(means) != len(stds):
         raise ValueError(f"expected as many stds as means, got {len(stds)} and {len(means)}")
+    if not all(s > 0 for s in stds):
+        raise ValueError(f"expected positive stds, got {stds}")
     weights = [1.0] * len(means) if weights is None else weights
     return GaussianMixture(weights, [[m] for m in means], [[[s * s]] for s in stds])
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from guidance_edu.denoisers import Denoiser
+from guidance_edu.guidance import during
 
 
 class WithoutCondition:
@@ -30,6 +31,11 @@ class WithoutCondition:
     def __call__(self, x: Tensor, sigma: float | Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the model's unconditional estimate of the clean sample."""
         return self.model(*self.inputs(x, sigma, condition))
+
+    def during(self, sigma: float) -> WithoutCondition:
+        """Return the negative for one solver step that starts at sigma."""
+        model = during(self.model, sigma)
+        return self if model is self.model else WithoutCondition(model)
 
 
 def without_condition(model: Denoiser) -> WithoutCondition:

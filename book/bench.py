@@ -1,0 +1,228 @@
+"""Speed, as ratios of two ways in one process: seconds differ between machines, ratios less.
+
+A benchmark is a function that returns rows; ``@benchmark`` puts it on the list. Every ratio takes
+the median of interleaved runs, so that a busy moment hits both sides alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+
+from book import BUILD
+from book.ledger import table
+
+REPEATS = 5
+
+
+@dataclass
+class Row:
+    """One measured comparison: seconds of the reference over seconds of what the book uses.
+
+    ``at_least`` is the ratio that the book promises, where it promises one. A row without a
+    reference reports seconds alone.
+    """
+
+    what: str
+    seconds: float
+    reference: float | None = None
+    at_least: float | None = None
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times faster than the reference."""
+        return None if self.reference is None else self.reference / self.seconds
+
+    @property
+    def kept(self) -> bool:
+        """Whether the promise is kept."""
+        return self.at_least is None or self.ratio >= self.at_least
+
+
+BENCHMARKS: dict[str, Callable[[], list[Row]]] = {}
+
+
+def benchmark(name: str):
+    """Put a function that returns rows on the list."""
+
+    def add(function: Callable[[], list[Row]]) -> Callable[[], list[Row]]:
+        if name in BENCHMARKS:
+            raise ValueError(f"a benchmark named {name!r} exists")
+        BENCHMARKS[name] = function
+        return function
+
+    return add
+
+
+def race(*contestants: Callable[[], object], repeats: int = REPEATS) -> list[float]:
+    """Return the median seconds of each function, run in turns after one warm-up each."""
+    for contestant in contestants:
+        contestant()
+    times: list[list[float]] = [[] for _ in contestants]
+    for _ in range(repeats):
+        for taken, contestant in zip(times, contestants, strict=True):
+            start = time.perf_counter()
+            contestant()
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times]
+
+
+@benchmark("mixture: matrix products against one einsum over components")
+def mixture() -> list[Row]:
+    """Time the exact denoiser, 4096 points that share a sigma, 1016 components, float32."""
+    from guidance_edu.settings import generator
+
+    torch.set_num_threads(1)  # what the chapters use
+    n, k, sigma = 4096, 1016, 0.3
+    world, parts = _mixture(k)
+    x = 2 * torch.randn(n, 2, generator=generator(0), dtype=torch.float64).float()
+    fast, direct = world.denoise(x, sigma), direct_denoise(parts, x, sigma)
+    error = (fast - direct).abs().max().item() / sigma
+    ours, theirs = race(
+        lambda: world.denoise(x, sigma), lambda: direct_denoise(parts, x, sigma), repeats=3
+    )
+    what = f"denoise {n} x {k}, float32"
+    return [Row(what, ours, theirs, 15.0, f"largest difference {error:.1e} of sigma * score")]
+
+
+def _mixture(k: int):
+    """Return a random mixture of k Gaussians in 2D as the book's class and as plain tensors."""
+    from guidance_edu.settings import generator
+    from toy_models.gaussian_mixture import GaussianMixture
+
+    rng = generator(1)
+    means = torch.randn(k, 2, generator=rng, dtype=torch.float64)
+    roots = 0.05 * torch.randn(k, 2, 2, generator=rng, dtype=torch.float64)
+    covariances = roots @ roots.mT + 1e-3 * torch.eye(2, dtype=torch.float64)
+    weights = torch.rand(k, generator=rng, dtype=torch.float64) + 0.1
+    world = GaussianMixture(weights, means, covariances, dtype=torch.float32)
+    parts = [t.float() for t in (weights.log(), means, covariances)]
+    return world, parts
+
+
+def direct_denoise(parts: list[torch.Tensor], x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Denoise the direct way: every component at every point, one einsum for each sum."""
+    log_weights, means, covariances = parts
+    noisy = covariances + sigma**2 * torch.eye(x.shape[1], dtype=x.dtype)
+    precision = torch.linalg.inv(noisy)
+    offset = x[:, None] - means
+    distance = torch.einsum("nki,kij,nkj->nk", offset, precision, offset)
+    share = (log_weights - 0.5 * torch.logdet(noisy) - 0.5 * distance).softmax(-1)
+    score = -torch.einsum("nk,kij,nkj->ni", share, precision, offset)
+    return x + sigma**2 * score
+
+
+@benchmark("guided: one batch against two passes")
+def guided() -> list[Row]:
+    """Time a guided step both ways, for networks of the book's 2D size and wider."""
+    from guidance_edu.guidance import Guided
+    from guidance_edu.negatives.condition import without_condition
+    from guidance_edu.settings import device, generator
+
+    class Network(torch.nn.Module):
+        """A conditional denoiser about as large as the book's 2D networks."""
+
+        null_label = 2
+
+        def __init__(self, width: int):
+            super().__init__()
+            self.classes = torch.nn.Embedding(3, width)
+            self.first = torch.nn.Linear(3, width)
+            self.rest = torch.nn.Sequential(
+                *[m for _ in range(3) for m in (torch.nn.Linear(width, width), torch.nn.SiLU())],
+                torch.nn.Linear(width, 2),
+            )
+
+        def forward(self, x, sigma, condition=None):
+            level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
+            inputs = torch.cat([x, level.log()[:, None]], dim=1)
+            return x + self.rest(self.first(inputs) + self.classes(condition))
+
+    def compare(width: int, n: int) -> Row:
+        model = Network(width).to(device()).requires_grad_(False)
+        x = torch.randn(n, 2, generator=generator(0)).to(device())
+        labels = torch.zeros(n, dtype=torch.long, device=device())
+        negative = without_condition(model)
+        as_one, as_two = (Guided(model, negative, w=2.0, batching=b) for b in ("one", "two"))
+        plain, one, two = race(
+            lambda: model(x, 0.5, labels),
+            lambda: as_one(x, 0.5, labels),
+            lambda: as_two(x, 0.5, labels),
+            repeats=15,
+        )
+        note = f"of the unguided cost: two passes {two / plain:.2f}, one batch {one / plain:.2f}"
+        return Row(f"two passes, width {width}, {n} points", two, one, note=note)
+
+    torch.set_num_threads(1)
+    return [compare(width, n) for width, n in ((64, 64), (64, 4096), (512, 4096))]
+
+
+@benchmark("tree: training and sampling")
+def tree() -> list[Row]:
+    """Time one tree model from nothing, and the sampling of its figure."""
+    from guidance_edu.guidance import Guided
+    from guidance_edu.samplers import noise_levels, sample
+    from guidance_edu.settings import generator
+    from toy_models.recipes import train
+
+    torch.set_num_threads(1)  # what the chapters use for tensors this small
+    rows, models = [], {}
+    for name in ("tree-main", "tree-guide"):
+        start = time.perf_counter()
+        models[name], _ = train(name)
+        rows.append(Row(f"train {name}", time.perf_counter() - start))
+    levels = noise_levels(32)
+    x = levels[0] * torch.randn(8192, 2, generator=generator(0), dtype=torch.float64)
+    x = x.to(next(models["tree-main"].parameters()).dtype)
+    both = Guided(models["tree-main"], models["tree-guide"], w=2.0)
+    plain, guided_too = race(
+        lambda: sample(models["tree-main"], x, levels),
+        lambda: sample(both, x, levels),
+        repeats=1,
+    )
+    cost = f"{guided_too / plain:.2f} of the unguided cost"
+    rows.append(Row("sample 8192 points, 32 Heun steps", plain))
+    rows.append(Row("the same with autoguidance", guided_too, note=cost))
+    return rows
+
+
+def main(only: str = "") -> int:
+    """Run the benchmarks whose names hold ``only``, print them and write ``_build/bench.json``."""
+    chosen = {name: run for name, run in BENCHMARKS.items() if only in name}
+    if not chosen:
+        raise ValueError(f"no benchmark holds {only!r}; there are: {', '.join(BENCHMARKS)}")
+    os.environ["GUIDANCE_EDU_PROGRESS"] = "0"
+    threads, record, broken = torch.get_num_threads(), {}, []
+    for name, run in chosen.items():
+        torch.set_num_threads(threads)
+        print(f"\n{name}", flush=True)
+        rows = run()
+        head = ("what", "seconds", "times faster", "promised", "")
+        cells = [
+            (
+                row.what,
+                f"{row.seconds:.3g}",
+                "" if row.ratio is None else f"{row.ratio:.2f}",
+                ""
+                if row.at_least is None
+                else f"{row.at_least:g}" + ("" if row.kept else " BROKEN"),
+                row.note,
+            )
+            for row in rows
+        ]
+        print(table(head, cells), flush=True)
+        record[name] = [asdict(row) | {"ratio": row.ratio} for row in rows]
+        broken += [row.what for row in rows if not row.kept]
+    torch.set_num_threads(threads)
+    BUILD.mkdir(exist_ok=True)
+    (BUILD / "bench.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if broken:
+        print("\nNOT KEPT: " + "; ".join(broken))
+    return 1 if broken else 0
