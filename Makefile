@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH = torch==2.13.0
 VENV = .venv
 PY = $(VENV)/bin/python
-PIP = $(PY) -m pip install --disable-pip-version-check -q -c constraints.txt
+PIP = $(PY) -m pip install --disable-pip-version-check -qq -c constraints.txt
 JOBS ?= 2
 ONLY ?=
 OPTIONS = --jobs $(JOBS) --only "$(ONLY)"

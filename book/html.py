@@ -10,8 +10,9 @@ from pathlib import Path
 
 import nbformat
 
-from book import BUILD, CHAPTERS, ROOT, chapters
+from book import BUILD, CHAPTERS, FIGURES, ROOT, chapters
 from book.execute import Run, execute_all, report
+from book.library import library_page
 from book.references import markdown
 from book.source import calls, claims, printed, read
 
@@ -114,10 +115,13 @@ def stage(source: Path, target: Path) -> None:
         fold_solutions(nb)
         add_links(nb, homes)
         nbformat.write(nb, target / path.name)
-    shutil.copyfile(CHAPTERS / "index.md", target / "index.md")
+    index = (CHAPTERS / "index.md").read_text(encoding="utf-8")
+    (target / "index.md").write_text(index.replace("(../figures/", "(figures/"), encoding="utf-8")
+    shutil.copytree(FIGURES, target / "figures", ignore=shutil.ignore_patterns("*.md", "*.json"))
     page = markdown(CHAPTERS / "references.bib", for_sphinx=True)
     (target / "references.md").write_text(page, encoding="utf-8")
     (target / "claims.md").write_text(claims_page(source), encoding="utf-8")
+    (target / "library.md").write_text(library_page(), encoding="utf-8")
 
 
 def build(source: Path, out: Path) -> int:

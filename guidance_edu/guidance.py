@@ -33,6 +33,29 @@ def guide(positive: Tensor, negative: Tensor, w: float) -> Tensor:
     return positive if check_weight(w) == 1 else positive + (w - 1) * difference
 
 
+def combine(positive: Tensor, negatives: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Push the positive prediction away from several negatives at once.
+
+        D_w = D_pos + sum_i (w_i - 1) (D_pos - D_i)
+
+    Shapes:  positive, each negative, result: [n, ...]; as many weights as negatives.
+    Limits:  all w = 1, or no negative at all: the positive, bit for bit; one negative: ``guide``;
+             a negative with w = 1 does not count, even where it is not finite; the order of the
+             terms changes rounding only.
+    Errors:  ValueError when the numbers of negatives and weights differ, shapes differ, or a
+             weight is not finite.
+    Source:  Karras et al. 2024 (arXiv:2406.02507), eq. 3 and app. B.2 (several negatives add).
+    Chapter: 03_the_negative_term
+    """
+    if len(negatives) != len(weights):
+        raise ValueError(f"expected {len(negatives)} weights, got {len(weights)}")
+    result = positive
+    for negative, w in zip(negatives, weights, strict=True):
+        difference = _difference(positive, negative)
+        result = result if check_weight(w) == 1 else result + (w - 1) * difference
+    return result
+
+
 def rescale(guided: Tensor, positive: Tensor, strength: float = 0.7) -> Tensor:
     """Shrink a guided prediction to the standard deviation of the positive one.
 

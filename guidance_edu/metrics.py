@@ -50,7 +50,8 @@ def density_floor(
     Shapes:  truth [n, ...]; log_density(x) and log_density(x, sigma) return [n].
     Units:   nats; sigma is the blur of the density, in data units. The samples are not blurred.
     Limits:  floor(n quantile) of the true samples lie below it, ties aside; unchanged by the order
-             of the samples.
+             of the samples. Of fresh true samples a share quantile lies below it, give or take
+             sqrt(quantile / n): 22 % of itself for n = 20000 and the default quantile.
     Errors:  ValueError for fewer than 1 / quantile samples, a quantile outside (0, 1), samples
              that are not finite, or log densities that are NaN or have another shape.
     Chapter: 04_autoguidance
@@ -464,8 +465,8 @@ def _square_root(covariance: Tensor, name: str) -> Tensor:
 def _neighbour_distance(points: Tensor, neighbours: int) -> Tensor:
     """Return each point's distance to its k-th nearest other point. [n]."""
     # A point is its own nearest, at distance 0: hence the k + 1.
-    blocks = (block.kthvalue(neighbours + 1, dim=1).values for block in _distances(points, points))
-    return torch.cat(list(blocks))
+    nearest = (block.topk(neighbours + 1, largest=False) for block in _distances(points, points))
+    return torch.cat([block.values[:, -1] for block in nearest])
 
 
 def _share_inside(points: Tensor, centres: Tensor, radii: Tensor) -> float:

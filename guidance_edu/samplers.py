@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -40,7 +41,7 @@ def noise_levels(
     Source:  Karras et al. 2022, eq. 5.
     Chapter: 01_denoisers_and_samplers
     """
-    if isinstance(steps, bool) or steps not in range(1, 2**31):
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
         raise ValueError(f"expected a whole number of steps of at least 1, got {steps}")
     if not 0 < sigma_min < sigma_max < math.inf:
         raise ValueError(f"expected 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")

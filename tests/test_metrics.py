@@ -169,29 +169,33 @@ def test_coverage_counts_only_branches_hit_from_inside():
 # Energy distance and kernel discrepancy
 
 
-def by_definition(x, y):
-    def mean(pairs):
-        return sum(pairs) / len(pairs)
+def pair_means(x, y, function):
+    """Mean of a function of distance over pairs: across, and of distinct samples within x and y."""
 
-    def distances(a, b, distinct):
-        return [
-            math.dist(a[i], b[j])
-            for i in range(len(a))
-            for j in range(len(b))
-            if not (distinct and i == j)
-        ]
+    def mean(a, b, distinct):
+        pairs = [(i, j) for i in range(len(a)) for j in range(len(b)) if not (distinct and i == j)]
+        return sum(function(math.dist(a[i], b[j])) for i, j in pairs) / len(pairs)
 
     x, y = x.tolist(), y.tolist()
-    across = mean(distances(x, y, False))
-    return 2 * across - mean(distances(x, x, True)) - mean(distances(y, y, True))
+    return mean(x, y, False), mean(x, x, True), mean(y, y, True)
 
 
 @pytest.mark.parametrize("d", [1, 2, 5, 40])
 def test_the_energy_distance_is_its_definition_over_distinct_pairs(d):
     x, y = noise(0, 13, d), noise(1, 9, d) + 0.5
-    assert metrics.energy_distance(x, y) == pytest.approx(by_definition(x, y), rel=1e-9)
+    across, within_x, within_y = pair_means(x, y, lambda r: r)
+    expected = 2 * across - within_x - within_y
+    assert metrics.energy_distance(x, y) == pytest.approx(expected, rel=1e-9)
     scaled = metrics.energy_distance(x, y, scale=metrics.ED_UNITS)
-    assert scaled == pytest.approx(1000 * by_definition(x, y), rel=1e-9)
+    assert scaled == pytest.approx(1000 * expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("d", [1, 2, 40])
+def test_the_kernel_discrepancy_is_its_definition_over_distinct_pairs(d):
+    x, y, width = noise(0, 13, d), noise(1, 9, d) + 0.5, 0.7 * math.sqrt(d)
+    across, within_x, within_y = pair_means(x, y, lambda r: math.exp(-(r**2) / (2 * width**2)))
+    got = metrics.maximum_mean_discrepancy(x, y, width)
+    assert got == pytest.approx(within_x + within_y - 2 * across, rel=1e-9)
 
 
 @FEW

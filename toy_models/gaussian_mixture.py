@@ -231,14 +231,14 @@ class _Level:
 
 
 class _Shared:
-    """Many points that share one noise level."""
+    """Many points that share one noise level. It gives one answer, which may use up the logits."""
 
     def __init__(self, level: _Level, x: Tensor):
         self.level, self.x = level, x - level.centre
-        self.logits = level.log_scale.repeat(len(x), 1)  # [n, K]
+        self.logits = level.log_scale  # [K], then [n, K]
         for axis in range(x.shape[1]):
             distance = torch.addmm(level.minus_shift[axis], self.x, level.whiten[axis])
-            self.logits.addcmul_(distance, distance, value=-0.5)
+            self.logits = torch.addcmul(self.logits, distance, distance, value=-0.5)
 
     def denoised(self) -> Tensor:
         return self._apply(self.level.denoise_map) + self.level.centre
@@ -248,7 +248,7 @@ class _Shared:
 
     def _apply(self, affine: Tensor) -> Tensor:
         d = self.x.shape[1]
-        share = self.logits - self.logits.amax(-1, keepdim=True)
+        share = self.logits.sub_(self.logits.amax(-1, keepdim=True))
         # A share below e^FLOOR is below the rounding of the sum; as a denormal number it would
         # make exp and the product some ten times slower.
         mixed = share.clamp_(min=FLOOR).exp_() @ affine  # [n, d + d * d + 1]

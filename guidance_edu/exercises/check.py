@@ -11,7 +11,10 @@ CHECKS: dict[str, Callable[[object], str | None]] = {}
 
 
 def exercise(number: str) -> Callable:
-    """Register a check. It takes the answer and returns None, or what is wrong with it."""
+    """Register a check. It takes the answer and returns None, or what is wrong with it.
+
+    Errors:  ValueError when the exercise has a check already.
+    """
 
     def register(function: Callable[[object], str | None]) -> Callable[[object], str | None]:
         if number in CHECKS:
@@ -34,7 +37,10 @@ def check(number: str, answer: object) -> None:
 
 
 def verdict(number: str, answer: object) -> str:
-    """Return what :func:`check` prints after the number."""
+    """Return what :func:`check` prints after the number.
+
+    Errors:  KeyError for an exercise that does not exist.
+    """
     try:
         importlib.import_module(f"guidance_edu.exercises.chapter_{int(number.split('.')[0]):02d}")
         test = CHECKS[number]
@@ -55,6 +61,8 @@ def compare(got: object, wanted: torch.Tensor, where: str, hints: dict | None = 
     """Compare a tensor with the wanted one; name the likely mistake where a hint's value fits.
 
     ``hints`` maps a likely reason to the tensor that the mistake would give.
+
+    Shapes:  got and wanted [any], equal.
     """
     if not isinstance(got, torch.Tensor):
         return f"expected a tensor {where}, got {type(got).__name__}"
