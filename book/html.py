@@ -37,12 +37,29 @@ def add_alt_texts(nb: nbformat.NotebookNode) -> None:
                 image["alt"] = text.removeprefix("Figure: ")
 
 
-def fold_solutions(nb: nbformat.NotebookNode) -> None:
-    """Fold the cells tagged ``solution``, so that a reader opens them on purpose."""
-    for cell in nb.cells:
-        if cell.cell_type == "code" and "solution" in cell.metadata.get("tags", []):
-            cell.metadata["tags"] = [*cell.metadata["tags"], "hide-cell"]
-            prompts = {"code_prompt_show": "Solution", "code_prompt_hide": "Solution"}
+# What is folded in the book, for a reader to open on purpose. Figures and verdicts stay in view.
+FOLDED = {
+    "solution": ("hide-cell", "Solution"),
+    "imports": ("hide-input", "What is imported"),
+    "figure": ("hide-input", "How the figure is drawn"),
+    "claims": ("hide-input", "How the claims are checked"),
+}
+
+
+def fold(nb: nbformat.NotebookNode) -> None:
+    """Fold solutions whole; of imports, figures and claims the code."""
+    code = [cell for cell in nb.cells if cell.cell_type == "code"]
+    for cell in code:
+        tags = cell.metadata.get("tags", [])
+        kinds = [kind for kind in ("solution", "claims") if kind in tags]
+        if cell is code[0]:
+            kinds.append("imports")
+        if any("image/png" in out.get("data", {}) for out in cell.outputs):
+            kinds.append("figure")
+        if kinds:
+            tag, prompt = FOLDED[kinds[0]]
+            cell.metadata["tags"] = [*tags, tag]
+            prompts = {"code_prompt_show": prompt, "code_prompt_hide": prompt}
             cell.metadata.setdefault("mystnb", {}).update(prompts)
 
 
@@ -112,7 +129,7 @@ def stage(source: Path, target: Path) -> None:
     homes = {c.id: p.stem for p, nb in books.items() for c in claims(nb, p.stem)}
     for path, nb in books.items():
         add_alt_texts(nb)
-        fold_solutions(nb)
+        fold(nb)
         add_links(nb, homes)
         nbformat.write(nb, target / path.name)
     index = (CHAPTERS / "index.md").read_text(encoding="utf-8")

@@ -6,6 +6,11 @@ so that it also reaches a single notebook tested alone.
 
 import nbformat
 import pytest
+import torch
+
+# Test processes share the cores; worlds and networks this small are slower on several threads,
+# and many times slower where the threads have to wait for each other.
+torch.set_num_threads(1)
 
 
 @pytest.fixture

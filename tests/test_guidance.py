@@ -310,26 +310,6 @@ def test_rescaling_refuses_bad_input():
             rescale(x, x, strength)
 
 
-# Public implementations
-
-
-def test_parity_with_the_guider_and_the_rescaling_of_diffusers():
-    from diffusers.guiders import ClassifierFreeGuidance
-    from diffusers.guiders.guider_utils import rescale_noise_cfg
-
-    positive, negative = noise(0, 2, 3, 16, 16).float(), noise(1, 2, 3, 16, 16).float()
-    for value in (1.0, 3.0, 7.5):
-        for original, name in ((False, "diffusers"), (True, "diffusers-original")):
-            guider = ClassifierFreeGuidance(value, use_original_formulation=original)
-            guider.set_state(step=0, num_inference_steps=10, timestep=torch.tensor(500))
-            wanted = guider.forward(positive, negative).pred
-            got = guide(positive, negative, to_w(value, name))
-            torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6 * value)
-    guided = guide(positive, negative, 7.5)
-    wanted = rescale_noise_cfg(guided, positive, 0.7)
-    torch.testing.assert_close(rescale(guided, positive, 0.7), wanted, rtol=1e-5, atol=1e-5)
-
-
 # Guided
 
 

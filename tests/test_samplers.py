@@ -47,7 +47,7 @@ def test_levels_are_those_of_the_formula(steps, top, ratio, rho):
     i = np.arange(steps)
     ends = np.array([top, top * ratio]) ** (1 / rho)
     wanted = (ends[0] + i / (steps - 1) * (ends[1] - ends[0])) ** rho
-    np.testing.assert_allclose(levels[:-1].numpy(), wanted, rtol=1e-12)
+    np.testing.assert_allclose(levels[:-1].numpy(), wanted, rtol=1e-12, atol=1e-14 * top)
     assert levels.dtype == torch.float64 and levels.shape == (steps + 1,)
     assert levels[-1] == 0 and levels[0] == top and levels[-2] == top * ratio
     assert bool((levels.diff() < 0).all())
@@ -72,7 +72,7 @@ def test_the_limits_of_rho():
     assert noise_levels(1, 3.0).tolist() == [3.0, 0.0]
 
 
-@pytest.mark.parametrize("steps", [0, -1, 2.5, True, "18", None, math.nan, math.inf])
+@pytest.mark.parametrize("steps", [0, -1, 2.5, 2.0, True, "18", None, math.nan, math.inf])
 def test_a_number_of_steps_that_is_none_is_refused(steps):
     with pytest.raises(ValueError, match="expected a whole number of steps of at least 1, got"):
         noise_levels(steps)
@@ -189,9 +189,8 @@ def test_the_stochastic_sampler_records_the_estimate_at_the_level_it_climbed_to(
         asked.append((x, sigma))
         return 0.5 * x
 
-    states = list(
-        sample_states(spy, noise(0, 5, 1), [4.0, 1.0, 0.0], None, "stochastic", 0.5, rng())
-    )
+    levels = [4.0, 1.0, 0.0]
+    states = list(sample_states(spy, noise(0, 5, 1), levels, None, "stochastic", 0.5, rng()))
     assert [sigma for _, sigma in asked] == [6.0, 1.0, 1.0]  # no climb before the step to 0
     assert torch.equal(states[1].denoised, 0.5 * asked[0][0])
 
@@ -213,16 +212,15 @@ def test_without_churn_the_stochastic_sampler_is_heuns(seed):
 
 
 def test_the_stochastic_sampler_keeps_the_distribution_of_a_gaussian():
-    n = 40_000
+    n = 20_000
     world = line([MEAN], [STD])
     x = MEAN + math.hypot(STD, START) * noise(3, n, 1)
-    end = sample(world, x, noise_levels(40, START, 0.01), None, "stochastic", 0.4, rng(4))
-    # Five standard errors: 5 STD / sqrt(n) = .0125 and 5 STD / sqrt(2 n) = .0088; Heun's error
-    # at 40 steps is below .002.
-    assert abs(float(end.mean()) - MEAN) < 0.0145
-    assert abs(float(end.std()) - STD) < 0.011
+    end = sample(world, x, noise_levels(160, START, 0.01), None, "stochastic", 0.4, rng(4))
+    # Five standard errors, 5 STD / sqrt(n) and 5 STD / sqrt(2 n), and .002 for the 160 steps.
+    assert abs(float(end.mean()) - MEAN) < 0.0177 + 0.002
+    assert abs(float(end.std()) - STD) < 0.0125 + 0.002
     correlation = float(torch.corrcoef(torch.cat([x, end], 1).T)[0, 1])
-    assert correlation < 0.9, "fresh noise makes the end forget the start"
+    assert abs(correlation) < 0.05, "fresh noise makes the end forget the start"
 
 
 def test_churn_adds_the_noise_that_lifts_sigma_to_its_share_above():

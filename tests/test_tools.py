@@ -307,11 +307,21 @@ def test_alt_texts_and_folded_solutions_are_staged(notebook):
     data = {"image/png": "", "text/plain": "Figure: two lines"}
     nb.cells[0].outputs = [nbformat.v4.new_output("display_data", data=data)]
     html.add_alt_texts(nb)
-    html.fold_solutions(nb)
+    html.fold(nb)
     html.add_links(nb, {"2.1": "02_x"})
     assert nb.cells[0].metadata["mystnb"]["image"]["alt"] == "two lines"
     assert "hide-cell" in source.tags(nb.cells[0])
     assert 'id="claim-2-1"' in nb.cells[1].source
+
+
+def test_the_code_of_imports_figures_and_claims_is_folded_and_their_outputs_are_not(notebook):
+    kinds = [("code", "import a"), ("code", "2", "solution"), ("code", CLAIM, "claims")]
+    nb = source.read(notebook("02_x", [*kinds, ("code", "3"), ("code", "4")]))
+    image = {"image/png": "", "text/plain": "Figure: two lines"}
+    nb.cells[3].outputs = [nbformat.v4.new_output("display_data", data=image)]
+    html.fold(nb)
+    folded = [[t for t in source.tags(c) if t.startswith("hide")] for c in nb.cells]
+    assert folded == [["hide-input"], ["hide-cell"], ["hide-input"], ["hide-input"], []]
 
 
 def test_references_are_written_with_their_anchors(tmp_path):

@@ -248,7 +248,8 @@ class _Shared:
 
     def _apply(self, affine: Tensor) -> Tensor:
         d = self.x.shape[1]
-        share = self.logits.sub_(self.logits.amax(-1, keepdim=True))
+        # Shares do not depend on what all logits have in common, hence no gradient through it.
+        share = self.logits.sub_(self.logits.detach().amax(-1, keepdim=True))
         # A share below e^FLOOR is below the rounding of the sum; as a denormal number it would
         # make exp and the product some ten times slower.
         mixed = share.clamp_(min=FLOOR).exp_() @ affine  # [n, d + d * d + 1]

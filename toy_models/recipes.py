@@ -77,14 +77,15 @@ def _pool(tree: str, classes: str, shifted_seed: int) -> Pool:
 def _trained(name: str, shifted_seed: int) -> tuple[Preconditioned, dict]:
     recipe = recipe_named(name)
     start = time.perf_counter()
-    pool = _pool(recipe.tree, recipe.classes, shifted_seed)
     threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed + shifted_seed)
-        model = tree_denoiser(recipe.hidden)
     try:
-        torch.set_num_threads(1)  # layers this small run five times slower on several threads
+        torch.set_num_threads(1)  # layers and tables this small run slower on several threads
+        pool = _pool(recipe.tree, recipe.classes, shifted_seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed + shifted_seed)
+            model = tree_denoiser(recipe.hidden)
         loss = fit(model, pool, recipe.steps, generator(recipe.seed + 1))
+        validation = validation_loss(model, recipe)
     finally:
         torch.set_num_threads(threads)
     card = {
@@ -92,7 +93,7 @@ def _trained(name: str, shifted_seed: int) -> tuple[Preconditioned, dict]:
         "seed": recipe.seed + shifted_seed,
         "data": f"{len(pool.x)} noisy points of the {recipe.tree} tree with exact targets",
         "training_loss": round(loss, 5),
-        "validation_loss": round(validation_loss(model, recipe), 5),
+        "validation_loss": round(validation, 5),
         "seconds": round(time.perf_counter() - start, 1),
         "hardware": "one CPU thread",
         "torch": torch.__version__.split("+")[0],

@@ -108,7 +108,9 @@ def agreeing_world(function):
             return f"at w = {w:g} there is no sharpened density: its precision is not positive"
         flow, sharp = _spread(w, s, wide), precision**-0.5
         if abs(flow / sharp - 1) > 1e-3:
-            return f"at w = {w:g} CFG ends with std {flow:.4f}, the sharpened density has {sharp:.4f}"
+            return (
+                f"at w = {w:g} CFG ends with std {flow:.4f}, the sharpened density has {sharp:.4f}"
+            )
     if mean == 0:
         return "the two agree, but class and population are the same: guidance moves nothing"
     return None

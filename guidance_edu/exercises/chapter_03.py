@@ -31,12 +31,10 @@ def merged(answer):
     for weights in ([2.5], [1.5, 3.0], [2.0, 0.5, 4.0], [1.0, 2.0]):
         negatives = list(torch.randn(len(weights), 6, 3, generator=rng, dtype=torch.float64))
         where = f"for weights {weights}"
-        try:
-            negative, w = answer(negatives, weights)
-        except (TypeError, ValueError) as error:
-            if "unpack" in str(error):
-                return f"expected a pair (negative, w) {where}"
-            raise
+        result = answer(negatives, weights)
+        if not isinstance(result, (tuple, list)) or len(result) != 2:
+            return f"expected a pair (negative, w) {where}"
+        negative, w = result
         pushes = torch.tensor(weights, dtype=torch.float64) - 1
         total = float(pushes.sum())
         hints = {
@@ -110,7 +108,7 @@ def translated(answer):
         return "expected a list of three numbers"
     if len(values) != 3:
         return f"expected three numbers, got {len(values)}"
-    # Each wanted value is where the published form, evaluated with positive 1 and negative 0, lands.
+    # What is wanted is where the published form lands for a positive of 1 and a negative of 0.
     reports = (
         ("Ho & Salimans at 4", lambda c, u: (1 + 4) * c - 4 * u),
         ("the paper on smoothed energy at 3", lambda c, u: 3 * c - 2 * u),

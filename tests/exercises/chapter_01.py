@@ -37,7 +37,7 @@ RIGHT = {
     "1.2": flow,
     "1.3": climb,
     "1.4": v_denoiser,
-    "1.5": lambda: ([0.5, 0.5], [-10.0, 10.0], [0.01, 0.01]),
+    "1.5": lambda: ([1.0], [0.0], [0.001]),
 }
 
 WRONG = {
@@ -84,10 +84,11 @@ WRONG = {
         ),
     ],
     "1.5": [
-        (lambda: ([1.0], [0.0], [0.5]), "linear denoiser"),
-        (lambda: ([0.3, 0.7], [-1.0, 1.0], [0.3, 0.3]), "modes are wide"),
-        (lambda: ([0.5, 0.5], [-0.01, 0.01], [0.01, 0.01]), "modes are wide"),
-        (lambda: ([1.0], [0.0], [0.001]), "at least 0.01"),
+        (lambda: ([0.3, 0.7], [-1.0, 1.0], [0.3, 0.3]), "caught by one mode"),
+        (lambda: ([0.5, 0.5], [-10.0, 10.0], [0.01, 0.01]), "caught by one mode"),
+        (lambda: ([1.0], [0.0], [0.01]), "very last step"),
+        (lambda: ([1.0], [0.0], [0.00001]), "at least 1e-4"),
         (lambda: ([1.0, 1.0], [0.0], [0.1]), "as many of each"),
+        (lambda: ([1.0], [50.0], [0.1]), "means within 10"),
     ],
 }

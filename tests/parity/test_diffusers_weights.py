@@ -1,5 +1,9 @@
 """The weight traps that chapter 03 names, shown on diffusers itself with random tensors."""
 
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the package is imported
+
 import pytest
 import torch
 
