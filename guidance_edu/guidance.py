@@ -261,6 +261,7 @@ def during(denoiser: Denoiser, sigma: float) -> Denoiser:
 
     Limits:  a denoiser without windows is returned as it is. A negative that wraps a model offers
              ``during(sigma)`` too, so that windows inside the model are decided with the others.
+    Chapter: 03_the_negative_term
     """
     return denoiser.during(sigma) if hasattr(denoiser, "during") else denoiser
 

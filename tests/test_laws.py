@@ -360,7 +360,7 @@ def test_cfg_plus_plus_ends_with_its_own_strength_and_grows_on_small_steps():
         (lambda: laws.icg_std_fixed(2, 1, [1, 2], [1, -1]), "weights >= 0"),
         (lambda: laws.icg_std_fixed(2, 0, [1, 2]), "s above 0"),
         (lambda: laws.cfg_plus_plus_weight(0.5, 1, 1, 1, 1), "lower sigma / alpha"),
-        (lambda: laws.cfg_plus_plus_weight(0.5, 1, 1, 0, 0.5), "alpha_s above 0"),
+        (lambda: laws.cfg_plus_plus_weight(0.5, 1, 1, 0, 0.5), "lower sigma / alpha"),
     ],
 )
 def test_bad_numbers_are_refused_with_a_message_that_names_them(call, message):

@@ -24,6 +24,8 @@ from typing import NamedTuple
 
 from scipy.integrate import quad
 
+from guidance_edu.guidance import cfg_plus_plus_w
+
 STARTS = ("noise", "conditional")
 
 
@@ -285,28 +287,9 @@ def icg_std_fixed(
     return math.sqrt(s**2 + (w - 1) ** 2 * variance)
 
 
-def cfg_plus_plus_weight(
-    lam: float, alpha_t: float, sigma_t: float, alpha_s: float, sigma_s: float
-) -> float:
-    """Return the w at which one DDIM step of ordinary guidance equals a CFG++ step of strength lam.
-
-        w = lam alpha_s / (alpha_s - alpha_t sigma_s / sigma_t)        a step from t down to s
-
-    Limits:  sigma_s = 0 (the last step) gives lam; lam = 0 gives 0, the unconditional model; the
-             smaller the step, the larger w.
-    Errors:  ValueError for numbers that are not finite, an alpha not above 0, or a step that does
-             not lower sigma / alpha.
-    Source:  own algebra on Chung et al. 2025 (CFG++, arXiv:2406.08070).
-    Chapter: 03_the_negative_term
-    """
-    _check(lam=lam, alpha_t=alpha_t, sigma_t=sigma_t, alpha_s=alpha_s, sigma_s=sigma_s)
-    _check_positive(alpha_t=alpha_t, alpha_s=alpha_s)
-    if not sigma_t / alpha_t > sigma_s / alpha_s >= 0:
-        raise ValueError(
-            f"expected a step to a lower sigma / alpha, got {sigma_t / alpha_t:g}"
-            f" to {sigma_s / alpha_s:g}"
-        )
-    return lam * alpha_s / (alpha_s - alpha_t * sigma_s / sigma_t)
+# CFG++ (Chung et al. 2025): its law is the weight at which one of its steps is a step of
+# ordinary guidance. It serves as a weight convention too, so it lives there.
+cfg_plus_plus_weight = cfg_plus_plus_w
 
 
 @dataclass(frozen=True)

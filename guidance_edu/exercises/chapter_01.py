@@ -29,7 +29,7 @@ def two_points(answer: object) -> str | None:
         "that is x; the denoiser should move it": 0.5,
         "that is the nearest point; the other one is possible too": 1.0,
         "that is the best linear guess; these data are not Gaussian": 0.4,
-        "use the variance of the noise in the exponent, not its strength": math.tanh(1.0),
+        "a squared distance is divided by twice the variance of the noise": math.tanh(1.0),
         "that is the probability of the right point; the left one counts with -1": right,
     }
     return compare_number(answer, wanted, 0.002, "the mean of the clean points", hints)
@@ -39,7 +39,7 @@ def two_points(answer: object) -> str | None:
 def gaussian_flow(flow) -> str | None:
     """The end of a path of the ODE on Gaussian data, as a quantile map."""
     rng = torch.Generator().manual_seed(1)
-    for m, s, sigma, target in ((0.0, 1.0, 2.0, 0.5), (1.0, 0.5, 0.5, 0.25), (-2.0, 0.3, 3.0, 0.0)):
+    for m, s, sigma, target in ((0.0, 1.0, 3.0, 0.5), (1.0, 0.5, 0.5, 0.25), (-2.0, 0.3, 3.0, 0.0)):
         before, after = (Normal(m, math.hypot(s, level)) for level in (sigma, target))
         x = m + 1.5 * math.hypot(s, sigma) * torch.rand(20, generator=rng, dtype=torch.float64)
         wanted = after.icdf(before.cdf(x))
@@ -49,6 +49,10 @@ def gaussian_flow(flow) -> str | None:
             "that scales by variances; take the root": m + (x - m) * ratio**2,
             "that goes up in noise; swap the levels": m + (x - m) / ratio,
             "that is the denoiser, not the path": m + (x - m) * s**2 / (s**2 + sigma**2),
+            "the data have a spread of their own, s": m + (x - m) * target / sigma,
+            "variances add, strengths do not": m + (x - m) * (s + target) / (s + sigma),
+            "that is one Euler step, not the whole path": x
+            + (target - sigma) * sigma / (s**2 + sigma**2) * (x - m),
         }
         where = f"for m={m:g}, s={s:g}, sigma={sigma:g}, target={target:g}"
         problem = compare(flow(x, m, s, sigma, target), wanted, where, hints)
@@ -104,6 +108,9 @@ def denoiser_from_v(answer) -> str | None:
             "that reads the output as noise; it is v": face(alpha * x, "epsilon", alpha * x),
             "the sign of v: it is alpha epsilon - sigma x0": 2 * alpha**2 * x
             - face(alpha * x, "v", alpha * x),
+            "the noise, too, is smaller in the network's scale": alpha**2 * x
+            - sigma * network(alpha * x),
+            "that is v itself; turn it into the clean sample": network(alpha * x),
         }
         problem = compare(
             answer(network, x, sigma), face(alpha * x, "v", alpha * x), f"at sigma={sigma:g}", hints

@@ -18,6 +18,8 @@ def proportional(answer):
     hints = {
         "that is the length ratio itself; the walk from w = 1 back to the truth is shorter": 4.0,
         "that is the step w - 1; add the 1 that stands for no guidance": lowest - 1,
+        "that is how much further the guide errs, in lengths of the main error; the step from w = 1"
+        " is the inverse of it": 3.0,
         "divide by how much further the guide errs than the main model, not by k": 1 + 1 / 4,
         "that walks towards the guide; the truth lies on the other side": 2 - lowest,
     }
@@ -28,7 +30,7 @@ def proportional(answer):
 def merged(answer):
     """Check that one negative stands for several, whatever the positive."""
     rng = torch.Generator().manual_seed(32)
-    for weights in ([2.5], [1.5, 3.0], [2.0, 0.5, 4.0], [1.0, 2.0]):
+    for weights in ([2.5], [1.5, 3.5], [2.0, 0.5, 4.0], [1.0, 2.0]):
         negatives = list(torch.randn(len(weights), 6, 3, generator=rng, dtype=torch.float64))
         where = f"for weights {weights}"
         result = answer(negatives, weights)
@@ -42,6 +44,7 @@ def merged(answer):
             "that is the total push; w = 1 is no push, so add 1": total,
             "that is the average weight; pushes add, they do not average": sum(weights)
             / len(weights),
+            "that is the largest weight; every push counts": max(weights),
         }
         problem = compare_number(w, 1 + total, 1e-6, f"the merged weight {where}", hints)
         if problem:
@@ -74,7 +77,7 @@ def wrong_clock(answer):
     def model(x, sigma):
         return torch.tanh(x @ matrix) / (1 + sigma)
 
-    for sigma, delta, w in ((0.5, 0.3, 2.0), (2.0, -0.4, 3.0), (0.1, 0.2, 1.0)):
+    for sigma, delta, w in ((0.5, 0.3, 2.5), (2.0, -0.4, 3.0), (0.1, 0.2, 1.0)):
         x = torch.randn(5, 2, generator=rng, dtype=torch.float64)
         told = sigma * math.exp(delta)
         clean, lied = model(x, sigma), model(x, told)
@@ -91,6 +94,9 @@ def wrong_clock(answer):
                 "the result is read off with the level that only the negative was told": x
                 - told * guided,
                 "that is guided noise; the function returns a clean sample": (x - wanted) / sigma,
+                "that walks towards the negative; the difference has the wrong sign": clean
+                - (w - 1) * (clean - lied),
+                "w steps from the positive; the push is w - 1": clean + w * (clean - lied),
                 "both models were told the wrong level": lied,
             },
         )

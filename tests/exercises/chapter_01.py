@@ -23,6 +23,18 @@ def flow_denoised(x, m, s, sigma, target):
     return m + s**2 / (s**2 + sigma**2) * (x - m)
 
 
+def flow_of_noise_alone(x, m, s, sigma, target):
+    return m + (x - m) * target / sigma
+
+
+def flow_of_strengths(x, m, s, sigma, target):
+    return m + (x - m) * (s + target) / (s + sigma)
+
+
+def flow_one_step(x, m, s, sigma, target):
+    return x + (target - sigma) * (x - flow_denoised(x, m, s, sigma, target)) / sigma
+
+
 def climb(x, sigma, churn, noise):
     return x + sigma * math.sqrt((1 + churn) ** 2 - 1) * noise
 
@@ -54,6 +66,9 @@ WRONG = {
         (flow_without_mean, "mean stays"),
         (flow_upwards, "swap the levels"),
         (flow_denoised, "not the path"),
+        (flow_of_noise_alone, "spread of their own"),
+        (flow_of_strengths, "strengths do not"),
+        (flow_one_step, "one Euler step"),
     ],
     "1.3": [
         (lambda x, sigma, churn, noise: x + churn * sigma * noise, "do not add"),
@@ -82,6 +97,11 @@ WRONG = {
             ),
             "sign of v",
         ),
+        (
+            lambda network, x, s: x / (1 + s**2) - s * network(x / math.sqrt(1 + s**2)),
+            "the noise, too",
+        ),
+        (lambda network, x, s: network(x / math.sqrt(1 + s**2)), "v itself"),
     ],
     "1.5": [
         (lambda: ([0.3, 0.7], [-1.0, 1.0], [0.3, 0.3]), "caught by one mode"),

@@ -21,19 +21,19 @@ def step(sign=1, at="start", low_closed=False, high_closed=True, inverted=False)
 
 
 RIGHT = {
-    "2.1": 0.5**8,
+    "2.1": 0.5**7,
     "2.2": original,
     "2.3": step(),
     "2.4": lambda: (-2.0, 0.3, 0.3),
-    "2.5": lambda: (0.2, 0.95),
+    "2.5": lambda: (0.2, 0.8),
 }
 
 WRONG = {
     "2.1": [
-        (0.2, "sharpened density"),
-        (0.5**9, "at w = 1 the std is that of the class"),
-        (0.5**7, "at w = 2 the std is already below"),
-        (0.5**16, "a variance"),
+        (22**-0.5, "sharpened density"),
+        (0.5**8, "at w = 1 the std is that of the class"),
+        (0.5**6, "at w = 2 the std is already below"),
+        (0.5**14, "a variance"),
         ("small", "expected a number"),
     ],
     "2.2": [
@@ -58,6 +58,7 @@ WRONG = {
     "2.5": [
         (lambda: (0.0, 80.0), "still acts while it is being lost"),
         (lambda: (0.3, 2.0), "still acts while it is being lost"),
+        (lambda: (0.0, 1.0), "still acts while it is being lost"),
         (lambda: (0.0, 0.3), "guide a little more"),
         (lambda: (1.0, 0.5), "low < high"),
     ],
