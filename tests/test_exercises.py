@@ -51,14 +51,13 @@ def test_every_exercise_has_a_stub_and_a_solution_cell():
         assert kinds.count("exercise") == kinds.count("solution")
 
 
-def test_an_open_exercise_is_not_an_error(capsys):
+@pytest.mark.parametrize(("number", "answer"), RIGHT, ids=[n for n, _ in RIGHT])
+def test_an_open_exercise_is_not_an_error(number, answer, capsys):
     def stub(*arguments):
         raise NotImplementedError
 
-    number = next(iter(CHECKS))
-    check(number, stub)
-    check(number, None)
-    assert capsys.readouterr().out == f"exercise {number}: not attempted yet\n" * 2
+    check(number, stub if callable(answer) else None)
+    assert capsys.readouterr().out == f"exercise {number}: not attempted yet\n"
 
 
 def test_an_answer_that_crashes_is_reported_not_raised():

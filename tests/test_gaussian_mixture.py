@@ -404,6 +404,8 @@ def one(weights=(1.0,), means=((0.0, 0.0),), covariances=(((1.0, 0.0), (0.0, 1.0
         ({"covariances": [[[1.0, 0.0], [0.0, 0.0]]]}, "component 0 is singular"),
         ({"covariances": [[[1.0, 1.0], [1.0, 1.0]]]}, "component 0 is singular"),
         ({"covariances": [[[1.0, 0.3], [0.3, 0.09]]]}, "component 0 is singular"),
+        # Its computed eigenvalue is 1e-16, above 0.
+        ({"covariances": [[[1.0, 3.0], [3.0, 9.0]]]}, "component 0 is singular"),
         ({"covariances": [[[1.0, 2.0], [2.0, 1.0]]]}, "expected positive definite covariances"),
         ({"covariances": [[[0.0, 0.0], [0.0, 0.0]]]}, "expected positive definite covariances"),
     ],

@@ -37,8 +37,8 @@ def original_guide(function):
     """Compare on random tensors with a weighted sum of the two predictions."""
     rng = torch.Generator().manual_seed(22)
     for shape in ((5,), (4, 2), (2, 3, 4, 4)):
-        positive, negative = (torch.randn(shape, generator=rng) for _ in range(2))
-        for w in (0.0, 0.3, 3.0, 6.5):
+        positive, negative = torch.randn((2, *shape), generator=rng, dtype=torch.float64)
+        for w in (0.3, 3.0, 6.5, 0.0):
             hints = {
                 "this takes the book's weight; theirs is 0 without guidance": torch.lerp(
                     negative, positive, w
@@ -46,6 +46,7 @@ def original_guide(function):
                 "the sign is turned round: it walks towards the negative": torch.lerp(
                     positive, negative, w
                 ),
+                "positive and negative are swapped": torch.lerp(negative, positive, -w),
                 "this adds one twice": torch.lerp(negative, positive, w + 2),
             }
             wanted = torch.lerp(negative, positive, w + 1)

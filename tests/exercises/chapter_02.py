@@ -39,6 +39,7 @@ WRONG = {
     "2.2": [
         (lambda p, n, w: p + (w - 1) * (p - n), "the book's weight"),
         (lambda p, n, w: p + w * (n - p), "the sign is turned round"),
+        (lambda p, n, w: (1 + w) * n - w * p, "swapped"),
         (lambda p, n, w: p + (w + 1) * (p - n), "adds one twice"),
         (lambda p, n, w: p[0] + w * (p - n)[0], "expected shape"),
     ],
