@@ -313,6 +313,24 @@ def test_training_lowers_the_loss():
     assert loss() < 0.3 * before
 
 
+def test_a_trained_model_has_the_averaged_weights(monkeypatch):
+    averages = []
+
+    class Spied(pool.PowerEMA):
+        def __init__(self, model, sigma_rel):
+            super().__init__(model, sigma_rel)
+            averages.append(self)
+
+    monkeypatch.setattr(pool, "PowerEMA", Spied)
+    made = make_pool(three_blobs().marginal, generator(1), levels=8, per_level=16)
+    model = tree_denoiser(4)
+    fit(model, made, 10, generator(0), batch=8, sigma_rel=0.25)
+    (average,) = averages
+    assert average.updates == 10
+    for parameter, wanted in zip(model.parameters(), average.weights, strict=True):
+        assert torch.equal(parameter, wanted)
+
+
 # The network
 
 
