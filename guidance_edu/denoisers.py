@@ -40,8 +40,8 @@ def check_sigma(x: Tensor, sigma: float | Tensor) -> Tensor:
 
     Shapes:  x [n, ...]; sigma a float, [] or [n]; result [] or [n, 1, ...], dtype and device of x.
     Limits:  sigma = 0 is allowed here: a denoiser returns x for it.
-    Errors:  ValueError when x has no sample axis, when sigma has another shape, is negative or is
-             not finite.
+    Errors:  TypeError when x is not a tensor; ValueError when it has no sample axis, or when sigma
+             has another shape, is negative or is not finite.
     """
     return _check_level(x, sigma, "sigma")
 
@@ -180,6 +180,8 @@ class Preconditioned(nn.Module):
 
 
 def _check_level(x: Tensor, level: float | Tensor, name: str) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected x as a tensor of shape [n, ...], got {type(x).__name__}")
     if x.dim() < 1 or not x.is_floating_point():
         raise ValueError(f"expected x of shape [n, ...] in floating point, got {_describe(x)}")
     level = torch.as_tensor(level, dtype=x.dtype, device=x.device)

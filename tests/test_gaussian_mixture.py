@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from guidance_edu.denoisers import Denoiser
 from toy_models.gaussian_mixture import ClassMixture, GaussianMixture
 from toy_models.tree import published_tree
-from toy_models.worlds import line, three_blobs, two_classes
+from toy_models.worlds import line, one_gaussian, three_blobs, two_classes
 
 FEW = settings(max_examples=20, deadline=None, derandomize=True)
 seeds = st.integers(0, 10_000)
@@ -482,3 +482,10 @@ def test_labels_and_levels_of_the_wrong_kind_are_refused():
         world(x, -1.0, labels)
     with pytest.raises(ValueError, match=r"expected x of shape \[n, 1\]"):
         world(noise(0, 3, 2), 1.0, labels)
+
+
+def test_points_that_are_not_a_tensor_are_a_clear_error():
+    with pytest.raises(TypeError, match="expected x as a tensor"):
+        one_gaussian().denoise([[1.0]], 1.0)
+    with pytest.raises(TypeError, match="expected x as a tensor"):
+        two_classes()([[1.0]], 1.0)

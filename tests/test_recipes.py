@@ -349,6 +349,12 @@ def test_the_network_keeps_the_shape_of_its_points_and_knows_no_classes():
 # The command
 
 
+@pytest.mark.parametrize("shape", [[4], [4, 3], [4, 2, 1]])
+def test_the_network_refuses_points_of_another_dimension(shape):
+    with pytest.raises(ValueError, match=r"expected x of shape \[n, 2\], got"):
+        tree_denoiser()(torch.zeros(shape), 1.0)
+
+
 def test_list_names_every_recipe_on_a_line(capsys):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()

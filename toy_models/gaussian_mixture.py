@@ -186,6 +186,8 @@ class GaussianMixture:
 
     def _over_components(self, x: Tensor, sigma: float | Tensor, answer) -> Tensor:
         """Compute an answer chunk by chunk from the table of component logits."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"expected x as a tensor [n, {self.dimension}], got {type(x).__name__}")
         if x.dim() != 2 or x.shape[1] != self.dimension or not x.is_floating_point():
             raise ValueError(
                 f"expected x of shape [n, {self.dimension}] in floating point,"

@@ -14,7 +14,8 @@ class MLP(nn.Module):
     Shapes:  x, result [n, dimension]; noise [n]; there is no condition.
     Units:   x is expected at unit scale, as :class:`guidance_edu.Preconditioned` provides it.
     Limits:  at the start the result is 0, so that the denoiser is the best linear one.
-    Errors:  ValueError when a condition is given: this network was trained without one.
+    Errors:  ValueError for points of another dimension, or when a condition is given: this network
+             was trained without one.
     """
 
     def __init__(self, hidden: int = 64, layers: int = 4, dimension: int = 2):
@@ -34,6 +35,8 @@ class MLP(nn.Module):
         """Return the raw prediction."""
         if condition is not None:
             raise ValueError("this network was trained without classes; expected condition=None")
+        if x.dim() != 2 or x.shape[1] != self.out.out_features:
+            raise ValueError(f"expected x of shape [n, {self.out.out_features}], got {[*x.shape]}")
         h = torch.cat([x, noise[:, None], torch.ones_like(noise)[:, None]], dim=1)
         for layer in self.layers:
             h = nn.functional.silu(layer(h))
