@@ -45,10 +45,12 @@ def test_every_registered_exercise_has_a_bank_and_stands_in_its_chapter():
     assert all(sum(n == m for m, _, _, _ in WRONG) >= 2 for n in CHECKS)
 
 
-def test_every_exercise_has_a_stub_and_a_solution_cell():
+def test_every_exercise_has_a_stub_and_a_folded_solution():
     for path in CHAPTERS:
         kinds = [tag for c in cells(path) for tag in tags(c)]
         assert kinds.count("exercise") == kinds.count("solution")
+        for cell in [c for c in cells(path) if "solution" in tags(c)]:
+            assert cell["metadata"]["jupyter"]["source_hidden"], "JupyterLab folds it by this"
 
 
 @pytest.mark.parametrize(("number", "answer"), RIGHT, ids=[n for n, _ in RIGHT])
