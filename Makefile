@@ -11,14 +11,18 @@ OPTIONS = --jobs $(JOBS) --only "$(ONLY)"
 INPUTS = pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help book html test lab chapters claims bench seeds mutations lint format clean
 
 help: ## list the commands
-	@echo "make <command>   (PYTHON=python3.12 picks an interpreter, JOBS=1 runs one chapter at a time,"
+	@echo "make <command>   (PYTHON=python3.12 picks an interpreter, JOBS=1 runs one process at a time,"
 	@echo "                  ONLY='02 03' takes these chapters alone)"
 	@echo
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
 	  printf '  %-11s %s\n' $$name "$$text"; done
+
+# Where the interpreter is gone, what was installed for it counts no more.
+$(shell test -x $(PY) || rm -f $(VENV)/.book $(VENV)/.test)
 
 # One environment for everything; readers of the book need no test tools. torch comes first and
 # pinned: a resolver that is free to choose may fetch gigabytes that are not needed.
@@ -26,7 +30,7 @@ $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); try make PYTHON=python3.12"; exit 1; }
 	@echo "making $(VENV)"
-	@$(PYTHON) -m venv $(VENV)
+	@trap : INT TERM HUP; $(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.book: $(INPUTS) | $(PY)
 	@echo "installing the book's pinned packages into $(VENV) (minutes the first time)"
@@ -47,7 +51,7 @@ html: $(VENV)/.book ## build the HTML book from the stored outputs, without runn
 	@$(PY) -m book html
 
 test: $(VENV)/.test ## run every test, every chapter included
-	@$(PY) -m pytest -q
+	@$(PY) -m pytest -q -n $(JOBS)
 
 lab: $(VENV)/.book ## open the chapters in JupyterLab
 	@$(PY) -m jupyter lab --notebook-dir=chapters
@@ -58,8 +62,8 @@ chapters: $(VENV)/.book ## execute the chapters and store outputs and figures (w
 claims: $(VENV)/.book ## measure every claim and print the ledger
 	@$(PY) -m book claims $(OPTIONS)
 
-bench: $(VENV)/.book ## measure speed, as ratios in one process
-	@$(PY) -m book bench
+bench: $(VENV)/.book ## measure speed, as ratios in one process (ONLY=tree: benchmarks of this name)
+	@$(PY) -m book bench --only "$(ONLY)"
 
 seeds: $(VENV)/.book ## check every claim at three other seeds
 	@$(PY) -m book seeds $(OPTIONS)

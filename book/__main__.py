@@ -17,7 +17,7 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; return its exit status."""
+    """Run one command; return its exit status: 2 for wrong arguments, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m book", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in COMMANDS.items():
@@ -36,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"python -m book {name}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"python -m book {name}: interrupted", file=sys.stderr)
+        return 130
 
 
 def _command(name: str):

@@ -6,7 +6,6 @@ the median of interleaved runs, so that a busy moment hits both sides alike.
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import time
@@ -16,7 +15,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from book import BUILD
-from book.ledger import table
+from book.ledger import save, table
 
 REPEATS = 5
 
@@ -62,14 +61,22 @@ def benchmark(name: str):
 
 
 def race(*contestants: Callable[[], object], repeats: int = REPEATS) -> list[float]:
-    """Return the median seconds of each function, run in turns after one warm-up each."""
+    """Return the median seconds of each function, run in turns after one warm-up each.
+
+    On a GPU a function's time ends when the GPU has done its work, not when it was asked to.
+    """
+    from guidance_edu.settings import device
+
+    done = torch.cuda.synchronize if device().type == "cuda" else lambda: None
     for contestant in contestants:
         contestant()
+        done()
     times: list[list[float]] = [[] for _ in contestants]
     for _ in range(repeats):
         for taken, contestant in zip(times, contestants, strict=True):
             start = time.perf_counter()
             contestant()
+            done()
             taken.append(time.perf_counter() - start)
     return [statistics.median(taken) for taken in times]
 
@@ -221,8 +228,7 @@ def main(only: str = "") -> int:
         record[name] = [asdict(row) | {"ratio": row.ratio} for row in rows]
         broken += [row.what for row in rows if not row.kept]
     torch.set_num_threads(threads)
-    BUILD.mkdir(exist_ok=True)
-    (BUILD / "bench.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    save(record, BUILD / "bench.json")
     if broken:
         print("\nNOT KEPT: " + "; ".join(broken))
     return 1 if broken else 0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -36,11 +38,17 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class ChapterFailed(RuntimeError):
-    """A chapter that did not run to its end: which one, in which cell, and why."""
+    """A chapter that did not run to its end: which one, in which cell, and why.
 
-    def __init__(self, chapter: str, cell: int, ident: str, why: str, traceback: str = ""):
-        super().__init__(f"{chapter}, code cell {cell} (id {ident}): {why}")
-        self.chapter, self.cell, self.traceback = chapter, cell, traceback
+    ``raised`` tells an error of the cell's own code from a kernel that died, a cell that did not
+    end, and whatever else kept the chapter from running; ``where`` is empty for the last.
+    """
+
+    def __init__(
+        self, chapter: str, where: str, why: str, traceback: str = "", raised: bool = False
+    ):
+        super().__init__(": ".join((f"{chapter}, {where}" if where else chapter, why)))
+        self.chapter, self.why, self.traceback, self.raised = chapter, why, traceback, raised
 
 
 @dataclass
@@ -98,11 +106,13 @@ def execute(
     target: Path,
     env: Mapping[str, str] | None = None,
     each_cell: Callable[[], None] = lambda: None,
+    started: Callable[[subprocess.Popen], None] = lambda process: None,
 ) -> float:
     """Run a notebook in a fresh kernel, in its target's folder; return the seconds it took.
 
     The kernel inherits the caller's environment less ``CONTROLS``, plus ``KERNEL_ENVIRONMENT``
-    and ``env``. ``target`` is written only when every cell ran.
+    and ``env``. ``target`` is written only when every cell ran. ``started`` gets the kernel's
+    process before the first cell runs.
 
     Errors:  ChapterFailed, with the chapter, the cell and the reason.
     """
@@ -124,17 +134,18 @@ def execute(
     start = time.perf_counter()
     number = 0
     with client.setup_kernel(env=kernel_env | dict(env or {})):
+        started(client.km.provisioner.process)
         for index, cell in enumerate(nb.cells):
             if cell.cell_type != "code" or not cell.source.strip():
                 continue
             number += 1
-            where = (source.stem, number, cell.id)
+            where = (source.stem, f"code cell {number} (id {cell.id})")
             try:
                 client.execute_cell(cell, index, execution_count=number)
             except CellExecutionError as error:
                 trace = ANSI.sub("", error.traceback)
                 why = f"{error.ename}: {ANSI.sub('', error.evalue)}"
-                raise ChapterFailed(*where, why, trace) from None
+                raise ChapterFailed(*where, why, trace, raised=True) from None
             except CellTimeoutError:
                 raise ChapterFailed(*where, f"no end after {CELL_SECONDS} s") from None
             except DeadKernelError:
@@ -150,23 +161,29 @@ def execute_all(
 ) -> tuple[dict[Path, float], dict[Path, ChapterFailed]]:
     """Run notebooks, ``jobs`` at a time, with progress; return seconds and failures by target.
 
-    One that fails does not stop the others.
+    One that fails, for whatever reason, does not stop the others.
+
+    Errors:  KeyboardInterrupt as soon as every kernel was stopped.
     """
     seconds: dict[Path, float] = {}
     failures: dict[Path, ChapterFailed] = {}
     cells = sum(_code_cells(run.source) for run in runs)
     stopped = threading.Event()
-    shown = not sys.stderr.isatty()
-    with tqdm(total=cells, unit="cell", leave=False, disable=shown, file=sys.stderr) as bar:
+    kernels: list[subprocess.Popen] = []
+    hidden = not sys.stderr.isatty()
+    with tqdm(total=cells, unit="cell", leave=False, disable=hidden, file=sys.stderr) as bar:
 
         def one(run: Run) -> float:
-            def each_cell() -> None:
-                bar.update()
-                bar.set_postfix_str(run.label or run.source.stem, refresh=False)
+            def started(process: subprocess.Popen) -> None:
+                kernels.append(process)  # before the look at stopped: no kernel is missed
                 if stopped.is_set():
                     raise KeyboardInterrupt
 
-            return execute(run.source, run.target, run.env, each_cell)
+            def each_cell() -> None:
+                bar.update()
+                bar.set_postfix_str(run.label or run.source.stem, refresh=False)
+
+            return execute(run.source, run.target, run.env, each_cell, started)
 
         with ThreadPoolExecutor(max(1, jobs)) as pool:
             waiting = {pool.submit(one, run): run for run in runs}
@@ -177,19 +194,31 @@ def execute_all(
                     try:
                         seconds[run.target] = done.result()
                         bar.write(f"  {name:<44} {seconds[run.target]:6.1f} s", file=sys.stdout)
-                    except ChapterFailed as failure:
-                        failures[run.target] = failure
+                    except Exception as error:
+                        failures[run.target] = _failure(run, error)
                         bar.write(f"  {name:<44} FAILED", file=sys.stdout)
                     sys.stdout.flush()
             except KeyboardInterrupt:
                 stopped.set()
+                for process in kernels:
+                    process.kill()  # a cell may have minutes to go; nothing waits for its end
                 pool.shutdown(cancel_futures=True)
                 raise
     return seconds, failures
 
 
+def _failure(run: Run, error: Exception) -> ChapterFailed:
+    if isinstance(error, ChapterFailed):
+        return error
+    trace = "".join(traceback.format_exception(error))
+    return ChapterFailed(run.source.stem, "", f"{type(error).__name__}: {error}", trace)
+
+
 def _code_cells(path: Path) -> int:
-    return sum(c.cell_type == "code" for c in nbformat.read(path, as_version=4).cells)
+    try:
+        return sum(c.cell_type == "code" for c in nbformat.read(path, as_version=4).cells)
+    except Exception:  # its own run says what is wrong with it
+        return 0
 
 
 def report(failures: Mapping[Path, ChapterFailed]) -> None:

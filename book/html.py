@@ -134,7 +134,10 @@ def stage(source: Path, target: Path) -> None:
         nbformat.write(nb, target / path.name)
     index = (CHAPTERS / "index.md").read_text(encoding="utf-8")
     (target / "index.md").write_text(index.replace("(../figures/", "(figures/"), encoding="utf-8")
-    shutil.copytree(FIGURES, target / "figures", ignore=shutil.ignore_patterns("*.md", "*.json"))
+    (target / "figures").mkdir()
+    for path in FIGURES.iterdir():  # bytes alone: the next run removes a read-only folder's copies
+        if path.is_file() and path.suffix not in {".md", ".json"}:
+            shutil.copyfile(path, target / "figures" / path.name)
     page = markdown(CHAPTERS / "references.bib", for_sphinx=True)
     (target / "references.md").write_text(page, encoding="utf-8")
     (target / "claims.md").write_text(claims_page(source), encoding="utf-8")

@@ -21,6 +21,21 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
+def save(data: list | dict, path: Path) -> None:
+    """Write JSON that every reader takes: null stands where a number is not finite."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_finite(data), indent=1, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _finite(data):
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
 def order(entry: dict) -> tuple[int, ...]:
     """Sort key of a claim: its number, part by part."""
     return tuple(int(part) for part in entry["id"].split("."))
@@ -91,7 +106,7 @@ def main(only: str = "", jobs: int = 2) -> int:
     """Execute copies, print the ledger and write ``_build/claims.json``."""
     entries, failures = gather(BUILD / "claims", only, jobs)
     print("\n" + show(entries) + "\n")
-    (BUILD / "claims.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    save(entries, BUILD / "claims.json")
     failed = [e["id"] for e in entries if not e["holds"]]
     print(f"{len(entries)} claims, " + (f"FAILED: {', '.join(failed)}" if failed else "all hold"))
     print(f"written to {BUILD / 'claims.json'}")

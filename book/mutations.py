@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from book import BUILD, chapters
 from book.execute import ChapterFailed, Run, execute_all, write
-from book.ledger import number, read, table
+from book.ledger import number, read, save, table
 from book.source import Claim, claims, mutate
 from book.source import read as read_notebook
 
 
 @dataclass
 class Verdict:
-    """What became of one mutation."""
+    """What became of one mutation.
+
+    ``result`` is ``failed`` (the claim ran and failed), ``raised`` (the code before it raised),
+    ``alive``, ``not applied`` or ``not judged``.
+    """
 
     claim: Claim
-    killed: bool
+    result: str
     how: str
+
+    @property
+    def killed(self) -> bool:
+        """Whether the mutation was noticed."""
+        return self.result in ("failed", "raised")
 
 
 def stage(path: Path, claim: Claim, target: Path) -> None:
@@ -39,14 +48,36 @@ def stage(path: Path, claim: Claim, target: Path) -> None:
 
 
 def judge(claim: Claim, entries: list[dict], failure: ChapterFailed | None) -> Verdict:
-    """Decide whether a mutation was noticed: the claim failed, or the code before it raised."""
-    entry = next((e for e in entries if e["id"] == claim.id), None)
-    if entry is None:
-        why = str(failure).partition("): ")[2] if failure else "the claim never ran"
-        return Verdict(claim, failure is not None, f"raised {why}" if failure else why)
-    if entry["holds"]:
-        return Verdict(claim, False, f"SURVIVED, measured {number(entry['measured'])}")
-    return Verdict(claim, True, f"failed, measured {number(entry['measured'])}")
+    """Decide whether a mutation was noticed: the claim failed, or the code before it raised.
+
+    The copy that ran ends with the claim's cell, so an error of a cell stands at or before the
+    claim. A kernel that died or a cell without an end says nothing about the claim.
+    """
+    own = [e for e in entries if e["id"] == claim.id]
+    failed = next((e for e in own if not e["holds"]), None)
+    if failed:
+        return Verdict(claim, "failed", f"failed, measured {number(failed['measured'])}")
+    if own:
+        return Verdict(claim, "alive", f"SURVIVED, measured {number(own[0]['measured'])}")
+    if failure is None:
+        return Verdict(claim, "alive", "SURVIVED, the claim never ran")
+    if failure.raised:
+        return Verdict(claim, "raised", f"raised {failure.why}")
+    return Verdict(claim, "not judged", f"NOT JUDGED: {failure.why}")
+
+
+def show(verdicts: Sequence[Verdict]) -> str:
+    """Return the verdicts as a table; below it, those where no claim was needed to notice."""
+
+    def rows(chosen: Iterable[Verdict]) -> str:
+        cells = [(v.claim.id, v.claim.statement, v.claim.breaks or "-", v.how) for v in chosen]
+        return table(("id", "statement", "mutation", "result"), cells)
+
+    raised = [v for v in verdicts if v.result == "raised"]
+    text = rows(v for v in verdicts if v.result != "raised")
+    if raised:
+        text += "\n\nThe code raised before the claim was measured:\n\n" + rows(raised)
+    return text
 
 
 def main(only: str = "", jobs: int = 2) -> int:
@@ -63,7 +94,7 @@ def main(only: str = "", jobs: int = 2) -> int:
             try:
                 stage(path, claim, staged)
             except ValueError as error:
-                verdicts.append(Verdict(claim, False, f"NOT APPLIED: {error}"))
+                verdicts.append(Verdict(claim, "not applied", f"NOT APPLIED: {error}"))
                 continue
             env = {
                 "GUIDANCE_EDU_CLAIMS": "record",
@@ -78,12 +109,19 @@ def main(only: str = "", jobs: int = 2) -> int:
             entries = read(Path(run.env["GUIDANCE_EDU_LEDGER"]))
             verdicts.append(judge(claim, entries, failures.get(run.target)))
     verdicts.sort(key=lambda v: tuple(map(int, v.claim.id.split("."))))
-    rows = [(v.claim.id, v.claim.statement, v.claim.breaks or "-", v.how) for v in verdicts]
-    print("\n" + table(("id", "statement", "mutation", "result"), rows) + "\n")
-    record = [{"id": v.claim.id, "killed": v.killed, "how": v.how} for v in verdicts]
-    (BUILD / "mutations.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    alive = [v.claim.id for v in verdicts if not v.killed]
-    print(
-        f"{len(verdicts)} mutations, " + (f"ALIVE: {', '.join(alive)}" if alive else "all killed")
-    )
-    return 1 if alive or not verdicts else 0
+    print("\n" + show(verdicts) + "\n")
+    record = [
+        {"id": v.claim.id, "killed": v.killed, "result": v.result, "how": v.how} for v in verdicts
+    ]
+    save(record, BUILD / "mutations.json")
+    of = {
+        result: [v.claim.id for v in verdicts if v.result == result]
+        for result in ("failed", "raised", "alive", "not applied", "not judged")
+    }
+    counts = [f"{len(verdicts)} mutations"]
+    counts += [f"{len(of[result])} {result}" for result in ("failed", "raised")]
+    missed = ("alive", "not applied", "not judged")
+    counts += [f"{result.upper()}: {', '.join(of[result])}" for result in missed if of[result]]
+    killed = all(v.killed for v in verdicts)
+    print(", ".join(counts) + (", all killed" if killed and verdicts else ""))
+    return 0 if killed and verdicts else 1

@@ -36,12 +36,15 @@ def figures_readme(entries: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def store_figures(fresh: Path, folder: Path, ran: set[str]) -> list[dict]:
-    """Replace the figures of the chapters that ran; return the whole index.
+# What is stored has the book's own seeds and comes from the CPU, whatever the shell says.
+SETTINGS = {"GUIDANCE_EDU_SEED": "0", "GUIDANCE_EDU_DEVICE": "cpu"}
+
+
+def figures_index(fresh: Path, folder: Path, ran: set[str]) -> list[dict]:
+    """Return the index of all figures, with those in ``fresh`` for the chapters that ran.
 
     Errors:  ValueError when two chapters publish one name.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     index = folder / INDEX
     old = json.loads(index.read_text(encoding="utf-8")) if index.exists() else []
     new = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(fresh.glob("*.json"))]
@@ -50,16 +53,23 @@ def store_figures(fresh: Path, folder: Path, ran: set[str]) -> list[dict]:
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise ValueError(f"figure names are used twice: {', '.join(twice)}")
-    entries.sort(key=lambda e: (e["chapter"], e["name"]))
-    for e in new:
-        shutil.copyfile(fresh / f"{e['name']}.png", folder / f"{e['name']}.png")
-    for stale in folder.glob("*.png"):
-        if stale.stem not in names:
-            stale.unlink()
+    return sorted(entries, key=lambda e: (e["chapter"], e["name"]))
+
+
+def store_figures(fresh: Path, folder: Path, entries: list[dict]) -> None:
+    """Write the figures in ``fresh`` and the index; remove what the index does not name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for figure in sorted(fresh.glob("*.png")):
+        part = folder / f"{figure.name}.part"
+        shutil.copyfile(figure, part)
+        part.replace(folder / figure.name)
     text = json.dumps(entries, indent=1, ensure_ascii=False) + "\n"
-    index.write_text(text, encoding="utf-8")
+    (folder / INDEX).write_text(text, encoding="utf-8")
     (folder / "README.md").write_text(figures_readme(entries), encoding="utf-8")
-    return entries
+    names = {e["name"] for e in entries}
+    for stale in [*folder.glob("*.png"), *folder.glob("*.part")]:
+        if stale.suffix == ".part" or stale.stem not in names:
+            stale.unlink()
 
 
 def main(only: str = "", jobs: int = 2) -> int:
@@ -67,7 +77,7 @@ def main(only: str = "", jobs: int = 2) -> int:
     folder = BUILD / "refresh"
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "figures").mkdir(parents=True)
-    env = {"GUIDANCE_EDU_FIGURES": str(folder / "figures")}
+    env = SETTINGS | {"GUIDANCE_EDU_FIGURES": str(folder / "figures")}
     runs = [Run(path, folder / path.name, env) for path in chapters(only=only)]
     _, failures = execute_all(runs, jobs)
     report(failures)
@@ -76,10 +86,13 @@ def main(only: str = "", jobs: int = 2) -> int:
         return 1
     ran = {run.source.stem for run in runs}
     gone = set() if only else {e["chapter"] for e in _index()} - ran
-    entries = store_figures(folder / "figures", FIGURES, ran | gone)
+    # Whatever can fail comes before the first file is written. Notebooks come before figures: an
+    # interruption leaves a figure older than its notebook, which the next run mends.
+    entries = figures_index(folder / "figures", FIGURES, ran | gone)
+    text = markdown((CHAPTERS / "references.bib"), for_sphinx=False)
     for run in runs:
         run.target.replace(run.source)
-    text = markdown((CHAPTERS / "references.bib"), for_sphinx=False)
+    store_figures(folder / "figures", FIGURES, entries)
     (CHAPTERS / "references.md").write_text(text, encoding="utf-8")
     print(f"stored {len(runs)} chapters and {len(entries)} figures")
     return 0

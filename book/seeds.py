@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import statistics
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from book import BUILD, chapters
 from book.execute import Run, execute_all, report
-from book.ledger import distance, number, order, read, table
+from book.ledger import distance, number, order, read, save, table
 
 SEEDS = (1000, 2000, 3000)
 
@@ -20,8 +19,8 @@ def summarise(by_seed: dict[int, list[dict]]) -> list[dict]:
     """Return one row for each claim: measured at each seed, spread, smallest margin, failures.
 
     ``spread`` is the standard deviation over seeds. ``margin`` is the smallest distance to a
-    bound in units of the spread, infinite where nothing moves. A seed that never reached the
-    claim counts as failed.
+    bound in units of the spread, infinite where nothing moves; both are NaN where a measured
+    value is not finite. A seed that never reached the claim counts as failed.
     """
     claims: dict[str, dict] = {}
     for entries in by_seed.values():
@@ -35,7 +34,8 @@ def summarise(by_seed: dict[int, list[dict]]) -> list[dict]:
         }
         there = [e for e in found.values() if e is not None]
         values = [e["measured"] for e in there]
-        spread = statistics.stdev(values) if len(values) > 1 else math.nan
+        known = len(values) > 1 and all(map(math.isfinite, values))
+        spread = statistics.stdev(values) if known else math.nan
         if spread < 1e-9 * max(map(abs, values)):  # the rounding of a value that does not move
             spread = 0.0
         nearest = min((distance(e) for e in there), default=math.nan)
@@ -94,7 +94,7 @@ def main(only: str = "", jobs: int = 2, seeds: Sequence[int] = SEEDS) -> int:
         by_seed[int(run.env["GUIDANCE_EDU_SEED"])] += read(Path(run.env["GUIDANCE_EDU_LEDGER"]))
     rows = summarise(by_seed)
     print("\n" + show(rows, seeds) + "\n")
-    (BUILD / "seeds.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    save(rows, BUILD / "seeds.json")
     failed = [row["id"] for row in rows if row["failed"]]
     closest = min(rows, key=lambda row: row["margin"], default=None)
     if closest:

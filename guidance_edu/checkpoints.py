@@ -21,7 +21,7 @@ MANIFEST = "manifest.json"
 
 
 def save_weights(folder: str | Path, name: str, model: nn.Module, card: dict) -> Path:
-    """Write a model's weights and their manifest entry; both appear whole or not at all.
+    """Write a model's weights and their manifest entry; each appears whole or not at all.
 
     ``card`` says where the weights come from (recipe, data, seed, licence ...); hash and size are
     added here.
@@ -75,7 +75,7 @@ def read_safetensors(path: str | Path, sha256: str | None = None) -> dict[str, T
             " code when they are opened, and are refused"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"no weight file {path}; `python -m toy_models train` makes it")
+        raise FileNotFoundError(f"no weight file {path}")
     data = path.read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256:
@@ -109,7 +109,8 @@ def _check_fit(tensors: dict[str, Tensor], wanted: dict[str, Tensor], name: str)
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if missing or extra:
         raise ValueError(f"weights {name!r} do not fit the model: missing {missing}, extra {extra}")
-    for key, value in tensors.items():
+    for key in wanted:
+        value = tensors[key]
         if value.shape != wanted[key].shape:
             raise ValueError(
                 f"weights {name!r} do not fit the model: expected {key} of shape"

@@ -70,7 +70,8 @@ def claim(
     makes the claim fail, as ``old code => new code``; ``make mutations`` tries it.
 
     Units:   measured and its bounds in the unit that the statement names.
-    Limits:  NaN and infinity never hold.
+    Limits:  a value on the edge of a tolerance holds, one on a single bound does not; NaN and
+             infinity never hold.
     Errors:  AssertionError when the claim does not hold; ValueError when it is not well formed.
     """
     match = re.fullmatch(r"(\d+\.\d+) (.+)", statement)
@@ -136,7 +137,8 @@ def _judge(number, text, measured, low, high, relation, expected, tol, breaks) -
         low=low,
         high=high,
         margin=room / unit,
-        holds=bool(room >= 0),
+        # "below" and "above" mean it: a value on the only bound does not hold.
+        holds=bool(room >= 0 if low is not None and high is not None else room > 0),
         seconds=seconds,
         breaks=breaks,
     )

@@ -161,6 +161,11 @@ class Preconditioned(nn.Module):
             raise ValueError(f"expected sigma_data above 0, got {sigma_data}")
         self.network, self.sigma_data = network, float(sigma_data)
 
+    @property
+    def null_label(self) -> int | None:
+        """The label that stands for "no class" in the network, where it declares one."""
+        return getattr(self.network, "null_label", None)
+
     def forward(self, x: Tensor, sigma: float | Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the denoised x."""
         if not bool(x.isfinite().all()):
@@ -171,9 +176,10 @@ class Preconditioned(nn.Module):
         c_out = sigma * self.sigma_data * total.rsqrt()
         # sigma = 0 multiplies the network by c_out = 0; the floor only keeps ln finite there.
         c_noise = sigma.clamp_min(1e-12).log().flatten() / 4
-        inputs = (x * total.rsqrt(), c_noise.expand(len(x)))
         weight = next(self.network.parameters(), x)
-        raw = self.network(*(value.to(weight) for value in inputs), condition).to(x)
+        if condition is not None:
+            condition = condition.to(weight.device)
+        raw = self.network((x * total.rsqrt()).to(weight), c_noise.to(weight), condition).to(x)
         if raw.shape != x.shape:
             raise ValueError(f"the network returned {list(raw.shape)} for x {list(x.shape)}")
         return c_skip * x + c_out * raw

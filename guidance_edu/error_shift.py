@@ -191,7 +191,7 @@ def along(
                     f" {list(mask.shape)} {str(mask.dtype).removeprefix('torch.')}"
                 )
             chosen = mask.to(x.device)
-        labels = None if condition is None else condition[chosen]
+        labels = None if condition is None else condition.to(x.device)[chosen]
         result.append(error_shift(positive, negative, truth, x[chosen], float(sigma), labels))
     if not result:
         raise ValueError("expected at least one state with sigma above 0, got none")

@@ -8,7 +8,7 @@ w = 1 means no guidance, w = 0 the negative alone, w > 1 extrapolates away from 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -81,35 +81,35 @@ def rescale(guided: Tensor, positive: Tensor, strength: float = 0.7) -> Tensor:
     return guided * (strength * ratio + 1 - strength)
 
 
-CONVENTIONS: dict[str, tuple[str, float, Callable[[float], float]]] = {
-    # name: (form in the source, value that switches guidance off, value -> w of the book)
-    "book": ("D_neg + w (D_pos - D_neg)", 1.0, lambda v: v),
-    "ho2022": ("(1 + w) e_c - w e_u", 0.0, lambda v: 1 + v),
-    "imagen": ("e_u + w (e_c - e_u)", 1.0, lambda v: v),
-    "diffusers": ("e_u + w (e_c - e_u)", 1.0, lambda v: v),
-    "diffusers-original": ("e_c + g (e_c - e_u)", 0.0, lambda v: 1 + v),
-    "edm2": ("D_u + w (D_c - D_u)", 1.0, lambda v: v),
-    "interval": ("D_u + w (D_c - D_u)", 1.0, lambda v: v),
-    "icg": ("D_r + w (D_c - D_r)", 1.0, lambda v: v),
-    "tsg": ("D_t + w (D - D_t)", 1.0, lambda v: v),
-    "autoguidance": ("w D_1 + (1 - w) D_0", 1.0, lambda v: v),
-    "sag-paper": ("e_hat + (1 + s) (e - e_hat)", 0.0, lambda v: 1 + v),
-    "sag-code": ("e_hat + g (e - e_hat)", 1.0, lambda v: v),
-    "sag-diffusers": ("e_cfg + s (e_u - e_hat)", 0.0, lambda v: 1 + v),
-    "pag-paper": ("e + s (e - e_hat)", 0.0, lambda v: 1 + v),
-    "pag-code": ("e_hat + g (e - e_hat)", 1.0, lambda v: v),
-    "pag-diffusers": ("e + s (e - e_hat)", 0.0, lambda v: 1 + v),
-    "seg-paper": ("g s - (g - 1) s_blur", 1.0, lambda v: v),
-    "seg-with-cfg": ("(1 - c + g) s_u + c s_c - g s_blur", 0.0, lambda v: 1 + v),
-    "seg-code": ("e + g (e - e_blur)", 0.0, lambda v: 1 + v),
-    "sims": ("(1 + w) s_r - w s_s", 0.0, lambda v: 1 + v),
-    "neon": ("(1 + w) theta_r - w theta_s", 0.0, lambda v: 1 + v),
-    "swg": ("e + w (e - e_crop)", 0.0, lambda v: 1 + v),
-    "model-guidance": ("e + w (e_c - e_u)", 0.0, lambda v: 1 + v),
-    "tpg": ("e + s (e - e_hat)", 0.0, lambda v: 1 + v),
-    "skip-layer": ("e_cfg + s (e_c - e_hat)", 0.0, lambda v: 1 + v),
-    "diffusers-guiders-alone": ("e_hat + s (e - e_hat)", 1.0, lambda v: v),
-    "nag": ("s z - (s - 1) z_neg", 1.0, lambda v: v),
+CONVENTIONS: dict[str, tuple[str, float]] = {
+    # name: (form in the source, value that switches guidance off)
+    "book": ("D_neg + w (D_pos - D_neg)", 1.0),
+    "ho2022": ("(1 + w) e_c - w e_u", 0.0),
+    "imagen": ("e_u + w (e_c - e_u)", 1.0),
+    "diffusers": ("e_u + w (e_c - e_u)", 1.0),
+    "diffusers-original": ("e_c + g (e_c - e_u)", 0.0),
+    "edm2": ("D_u + w (D_c - D_u)", 1.0),
+    "interval": ("D_u + w (D_c - D_u)", 1.0),
+    "icg": ("D_r + w (D_c - D_r)", 1.0),
+    "tsg": ("D_t + w (D - D_t)", 1.0),
+    "autoguidance": ("w D_1 + (1 - w) D_0", 1.0),
+    "sag-paper": ("e_hat + (1 + s) (e - e_hat)", 0.0),
+    "sag-code": ("e_hat + g (e - e_hat)", 1.0),
+    "sag-diffusers": ("e_cfg + s (e_u - e_hat)", 0.0),
+    "pag-paper": ("e + s (e - e_hat)", 0.0),
+    "pag-code": ("e_hat + g (e - e_hat)", 1.0),
+    "pag-diffusers": ("e + s (e - e_hat)", 0.0),
+    "seg-paper": ("g s - (g - 1) s_blur", 1.0),
+    "seg-with-cfg": ("(1 - c + g) s_u + c s_c - g s_blur", 0.0),
+    "seg-code": ("e + g (e - e_blur)", 0.0),
+    "sims": ("(1 + w) s_r - w s_s", 0.0),
+    "neon": ("(1 + w) theta_r - w theta_s", 0.0),
+    "swg": ("e + w (e - e_crop)", 0.0),
+    "model-guidance": ("e + w (e_c - e_u)", 0.0),
+    "tpg": ("e + s (e - e_hat)", 0.0),
+    "skip-layer": ("e_cfg + s (e_c - e_hat)", 0.0),
+    "diffusers-guiders-alone": ("e_hat + s (e - e_hat)", 1.0),
+    "nag": ("s z - (s - 1) z_neg", 1.0),
 }
 
 
@@ -126,7 +126,9 @@ def to_w(value: float, convention: str) -> float:
         raise ValueError(
             f"unknown convention {convention!r}; expected one of {', '.join(CONVENTIONS)}"
         )
-    return CONVENTIONS[convention][2](check_weight(value))
+    # All known scales have unit slope: they differ only in the value that means "off".
+    _, off = CONVENTIONS[convention]
+    return check_weight(value) - off + 1
 
 
 def cfg_plus_plus_w(
@@ -175,8 +177,8 @@ class Guided:
         D_w = D_pos + sum_i (w_i - 1) (D_pos - D_i)
 
     Shapes:  as every denoiser: x [n, ...], sigma float or [n], condition passed on to all.
-    Limits:  a term with w = 1, or outside its window low < sigma <= high, is not evaluated; with
-             none left the result is the positive's, bit for bit.
+    Limits:  a term with w = 1, or outside its window low < sigma <= high for all samples, is not
+             evaluated; with none left the result is the positive's, bit for bit.
     Errors:  ValueError when w is not finite, a window is empty or negative, or predictions differ
              in shape; TypeError when a model cannot be called.
     Source:  Karras et al. 2024 (arXiv:2406.02507), eq. 3 and app. B.2 (several negatives add);
@@ -188,8 +190,9 @@ class Guided:
 
     ``inputs(x, sigma, condition)`` with ``model``: the inputs on which ``model`` gives the
     negative. Where ``model`` is the positive itself, both can run as one batch.
-    ``pair(x, sigma, condition)``: returns (positive, negative) in one go. It is used when its
-    ``model`` is the positive.
+    ``pair(x, sigma, condition)`` with ``model``: returns (positive, negative) in one go. It is used
+    when its ``model`` is the positive. Of several such negatives, one shares work with the
+    positive.
 
     ``batching`` is ``"one"`` batch, ``"two"`` passes, or ``"auto"``: two on a CPU, where a doubled
     batch costs more than two passes, and one on a GPU.
@@ -206,6 +209,7 @@ class Guided:
         if batching not in {"auto", "one", "two"}:
             raise ValueError(f"expected batching auto, one or two, got {batching!r}")
         self.positive, self.batching = _callable(positive), batching
+        self._step: tuple[float, Denoiser] | None = None
         if isinstance(negatives, (list, tuple)):
             if w is not None or window is not None:
                 raise ValueError("give w and window inside the list: (negative, w, window)")
@@ -215,14 +219,20 @@ class Guided:
                 raise ValueError("expected a weight w beside a single negative")
             self.terms = (_term(negatives, w, window),)
 
+    @property
+    def null_label(self) -> int | None:
+        """The label that stands for "no class" in the positive, where it declares one."""
+        return getattr(self.positive, "null_label", None)
+
     def __call__(self, x: Tensor, sigma: float | Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the guided estimate of the clean sample."""
         level = check_sigma(x, sigma)
         active = [t for t in self.terms if t.w != 1 and bool(_inside(level, t.window).any())]
-        positive, first = self._first(active, x, sigma, condition)
+        positive, known = self._shared(active, x, sigma, condition)
         result = positive
-        for i, term in enumerate(active):
-            negative = first if i == 0 and first is not None else term.negative(x, sigma, condition)
+        for term in active:
+            shared = known.get(id(term))
+            negative = term.negative(x, sigma, condition) if shared is None else shared
             pushed = result + (term.w - 1) * _difference(positive, negative)
             result = torch.where(_inside(level, term.window), pushed, result)
         return result
@@ -232,25 +242,38 @@ class Guided:
 
         The windows are decided once, at the start of the step, so that w never changes between
         the two evaluations of a second-order step: window edges are snapped to noise levels.
+        Asked twice for one level, it returns one object, so that a negative still recognises the
+        positive as its model.
         """
+        if self._step is None or self._step[0] != sigma:
+            self._step = (sigma, self._during(sigma))
+        return self._step[1]
+
+    def _during(self, sigma: float) -> Denoiser:
+        positive = during(self.positive, sigma)
         terms = [
             (during(t.negative, sigma), t.w)
             for t in self.terms
             if t.window[0] < sigma <= t.window[1]
         ]
-        return Guided(during(self.positive, sigma), terms, batching=self.batching)
+        return Guided(positive, terms, batching=self.batching)
 
-    def _first(
+    def _shared(
         self, active: Sequence[Term], x: Tensor, sigma: float | Tensor, condition: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Evaluate the positive, and the first negative with it where work can be shared."""
-        negative = active[0].negative if active else None
-        if getattr(negative, "model", None) is self.positive:
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """Evaluate the positive, and with it one negative where work can be shared."""
+        for term in active:
+            negative = term.negative
+            if getattr(negative, "model", None) is not self.positive:
+                continue
+            both = None
             if hasattr(negative, "pair"):
-                return negative.pair(x, sigma, condition)
-            if hasattr(negative, "inputs") and self._one_batch(x):
-                return _as_one_batch(self.positive, negative, x, sigma, condition)
-        return self.positive(x, sigma, condition), None
+                both = negative.pair(x, sigma, condition)
+            elif hasattr(negative, "inputs") and self._one_batch(x):
+                both = _as_one_batch(self.positive, negative, x, sigma, condition)
+            if both is not None:
+                return both[0], {id(term): both[1]}
+        return self.positive(x, sigma, condition), {}
 
     def _one_batch(self, x: Tensor) -> bool:
         return self.batching == "one" or (self.batching == "auto" and x.device.type != "cpu")
@@ -275,16 +298,24 @@ def _as_one_batch(
 ) -> tuple[Tensor, Tensor]:
     n = len(x)
     other_x, other_sigma, other_condition = negative.inputs(x, sigma, condition)
-    if (condition is None) != (other_condition is None):
-        # None cannot share a batch with labels; the model alone knows what stands for it.
+    if not _stackable(condition, other_condition):
         return model(x, sigma, condition), model(other_x, other_sigma, other_condition)
-    levels = [torch.as_tensor(s, dtype=x.dtype, device=x.device) for s in (sigma, other_sigma)]
+    here, there = (torch.as_tensor(s, dtype=x.dtype, device=x.device) for s in (sigma, other_sigma))
+    # A level that all share stays one number: a model written for one number must see one.
+    shared = here.dim() == there.dim() == 0 and bool(here == there)
     both = model(
         torch.cat([x, other_x]),
-        torch.cat([level.expand(n) for level in levels]),
-        None if condition is None else torch.cat([condition, other_condition]),
+        sigma if shared else torch.cat([here.expand(n), there.expand(n)]),
+        None if condition is None else torch.cat([condition, other_condition.to(condition.device)]),
     )
     return both[:n], both[n:]
+
+
+def _stackable(condition: Tensor | None, other: Tensor | None) -> bool:
+    """Say whether two conditions fit into one batch; None beside labels does not."""
+    if condition is None or other is None:
+        return condition is other
+    return condition.shape[1:] == other.shape[1:] and condition.dtype == other.dtype
 
 
 def _entry(entry: tuple) -> tuple:

@@ -98,24 +98,28 @@ def sample_states(
     """Yield the state at every noise level, from the start to the end.
 
     ``stochastic`` takes Heun steps, but first climbs from sigma to (1 + churn) sigma by adding
-    fresh noise. Guidance windows are decided once a step, at the level where the step starts.
+    fresh noise. Guidance windows are decided once a step, at the level where the step starts,
+    before that climb.
 
     Shapes:  x [n, ...] already at noise level levels[0], for instance levels[0] times a standard
              normal; levels [steps + 1], strictly falling; condition None or [n].
     Limits:  churn = 0 makes the stochastic sampler Heun's.
     Errors:  ValueError for an unknown method, levels that do not fall or are not finite, x that is
-             not finite, churn < 0, or a stochastic sampler without ``rng``.
-    Source:  Karras et al. 2022, algorithms 1 and 2 (our churn is their gamma at every level, with
-             S_noise = 1).
+             not finite, churn < 0, or a stochastic sampler without ``rng``; TypeError when x is no
+             tensor.
+    Source:  Karras et al. 2022, algorithms 1 and 2 (our churn is their gamma, with S_noise = 1;
+             there is none before the last step, to 0).
     Chapter: 01_denoisers_and_samplers
     """
     levels = _check_levels(levels)
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; expected one of {', '.join(METHODS)}")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected starting points x as a tensor, got {type(x).__name__}")
     if not x.isfinite().all():
         raise ValueError("expected finite starting points x, got NaN or infinity")
-    if method == "stochastic" and rng is None:
-        raise ValueError("the stochastic sampler needs rng, a torch.Generator")
+    if method == "stochastic" and (rng is None or rng.device.type != "cpu"):
+        raise ValueError("the stochastic sampler needs rng, a torch.Generator on the CPU")
     if not 0 <= churn < math.inf:
         raise ValueError(f"expected finite churn of at least 0, got {churn}")
     return _walk(denoiser, x, levels, condition, method, churn, rng)

@@ -57,7 +57,10 @@ def generator(seed: int) -> torch.Generator:
         raise TypeError(f"expected an integer seed, got {seed!r}")
     shifted = seed + seed_shift()
     if seed < 0 or shifted >= 2**63:
-        raise ValueError(f"expected a seed of at least 0 and at most 63 bits, got {shifted}")
+        raise ValueError(
+            f"expected a seed of at least 0 and at most 63 bits with"
+            f" its shift, got {seed} shifted by {shifted - seed}"
+        )
     return torch.Generator().manual_seed(shifted)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from guidance_edu.denoisers import Denoiser, convert
+from guidance_edu.denoisers import Denoiser, Preconditioned, convert
 from guidance_edu.guidance import (
     CONVENTIONS,
     EVERYWHERE,
@@ -705,3 +705,104 @@ def test_guidance_between_two_gaussians_gives_the_spread_of_the_law(w):
     # The finite start costs (s / 80)^2; Heun's 128 steps cost 4.5e-3 at w = 4, less below.
     torch.testing.assert_close(end[0], -end[1], rtol=1e-12, atol=1e-12)
     assert float(end[0]) == pytest.approx(s * (s / other) ** (w - 1), rel=6e-3)
+
+
+# Sharing work between the positive and a negative
+
+
+class Declared:
+    """A denoiser that declares its null label, counts its calls and knows its batches."""
+
+    null_label = 3
+
+    def __init__(self):
+        self.sizes, self.conditions = [], []
+
+    def __call__(self, x, sigma, condition=None):
+        self.sizes.append(len(x))
+        self.conditions.append(condition)
+        return x / (1 + sigma**2) + (0 if condition is None else condition[:, None] / 10)
+
+
+class Together:
+    """A negative that is computed together with its model."""
+
+    def __init__(self, model, log=None):
+        self.model, self.log = model, [] if log is None else log
+
+    def pair(self, x, sigma, condition=None):
+        self.log.append("pair")
+        return self.model(x, sigma, condition), 0.5 * x
+
+    def during(self, sigma):
+        return Together(during(self.model, sigma), self.log)
+
+    def __call__(self, x, sigma, condition=None):
+        self.log.append("call")
+        return 0.5 * x
+
+
+@pytest.mark.parametrize("batching", ["one", "two", "auto"])
+def test_a_denoiser_written_for_one_noise_level_sees_one_in_every_batching_mode(batching):
+    x, labels = torch.randn(4, 1, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    model = Declared()
+    guided = Guided(model, without_condition(model), 2.0, batching=batching)
+    got = guided(x, 2.0, labels)
+    want = guide(x / 5 + labels[:, None] / 10, x / 5 + 0.3, 2.0)
+    torch.testing.assert_close(got, want)
+    assert model.sizes == ([8] if batching == "one" else [4, 4])
+
+
+@pytest.mark.parametrize("wrap", [Preconditioned, lambda m: Guided(m, m, 1.5)])
+def test_wrappers_pass_on_the_label_that_stands_for_no_class(wrap):
+    class Network(torch.nn.Module):
+        null_label = 3
+
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def forward(self, x, noise, condition=None):
+            self.seen.append(condition)
+            return torch.zeros_like(x)
+
+    network = Network()
+    without_condition(wrap(network))(torch.zeros(2, 1), 1.0, torch.zeros(2, dtype=torch.long))
+    assert all(c is not None and c.tolist() == [3, 3] for c in network.seen)
+
+
+def test_a_pair_is_used_in_a_sampler_also_where_the_positive_is_itself_guided():
+    inner = Guided(Declared(), Declared(), 1.5, window=(0.5, 2.0))
+    paired = Together(inner)
+    outer = Guided(inner, paired, 2.0)
+    sample(outer, torch.ones(2, 1), [3.0, 1.0, 0.2, 0.0])
+    assert paired.log == ["pair"] * 5  # two evaluations a Heun step, one in the last
+
+
+def test_a_pair_is_used_also_where_another_negative_stands_before_it():
+    model = Declared()
+    paired = Together(model)
+    guided = Guided(model, [(lambda x, sigma, c=None: 0 * x, 2.0), (paired, 3.0)])
+    x = torch.ones(2, 1)
+    positive = x / 2
+    torch.testing.assert_close(guided(x, 1.0), positive + (positive - 0) + 2 * (positive - 0.5 * x))
+    assert paired.log == ["pair"]
+
+
+def test_conditions_that_do_not_stack_take_two_passes():
+    class OneHot(Declared):
+        def __call__(self, x, sigma, condition=None):
+            self.sizes.append(len(x))
+            return x / (1 + sigma**2)
+
+    model = OneHot()
+    guided = Guided(model, without_condition(model), 2.0, batching="one")
+    guided(torch.ones(2, 1), 1.0, torch.eye(2))
+    assert model.sizes == [2, 2]
+
+
+def test_one_batch_is_the_choice_off_the_cpu():
+    guided = Guided(Declared(), Declared(), 2.0)
+    assert not guided._one_batch(torch.empty(1)) and guided._one_batch(
+        torch.empty(1, device="meta")
+    )

@@ -31,7 +31,7 @@ from toy_models.worlds import three_blobs
 
 CARDS = read_manifest(WEIGHTS)
 every_recipe = pytest.mark.parametrize("name", RECIPES)
-TINY = Recipe("tiny", "for tests", "own", "A", 8, 20)
+TINY = Recipe("tiny", "for tests", "own", "A", 8, 20, 0)
 
 # The validation loss at which a model counts as trained: three training seeds scatter by 15 %, so
 # twice that around the shipped value, and a weak model must stay weak.
@@ -215,7 +215,7 @@ def test_a_shifted_seed_retrains(tiny, monkeypatch):
 
 def test_a_shipped_model_at_a_shifted_seed_is_not_the_shipped_one(tiny, monkeypatch):
     """With the pool of the fixture and few steps, for speed."""
-    weak = Recipe("tree-guide", "smaller and less trained", "own", "A", 32, 5)
+    weak = Recipe("tree-guide", "smaller and less trained", "own", "A", 32, 5, 0)
     monkeypatch.setitem(RECIPES, "tree-guide", weak)
     shipped = load("tree-guide")
     monkeypatch.setenv("GUIDANCE_EDU_SEED", "1")

@@ -121,7 +121,7 @@ def test_a_seed_out_of_range_is_refused(seed):
 
 def test_a_shift_out_of_range_is_refused(monkeypatch):
     monkeypatch.setenv("GUIDANCE_EDU_SEED", "9" * 30)
-    with pytest.raises(ValueError, match="at most 63 bits, got 999"):
+    with pytest.raises(ValueError, match="at most 63 bits with its shift, got 0 shifted by 999"):
         generator(0)
 
 

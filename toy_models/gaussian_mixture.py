@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -46,6 +47,8 @@ class GaussianMixture:
             for value in (weights, means, covariances)
         )
         _check_parameters(weights, means, covariances)
+        if not isinstance(dtype, torch.dtype):
+            raise TypeError(f"expected a torch dtype, got {dtype!r}")
         self.dtype, self.device = dtype, torch.device(device)
         self._log_weights = (weights / weights.sum()).log()
         self._means, self._covariances = means, covariances
@@ -220,16 +223,30 @@ class _Level:
         centre = mixture._log_weights.exp() @ mixture._means
         offset = mixture._means - centre
         whiten = axes * noisy.rsqrt()[:, None, :]  # [K, d, d]: columns divided by their spread
-        self.sigma, self.centre = sigma, place(centre)
+        self.centre = place(centre)
         self.whiten = place(whiten.permute(2, 1, 0)).contiguous()  # [axis, d, K]
         self.minus_shift = place(-torch.einsum("ki,kij->jk", offset, whiten))  # [axis, K]
         log_norm = 0.5 * noisy.log().sum(-1) + 0.5 * mixture.dimension * math.log(2 * math.pi)
         self.log_scale = place(mixture._log_weights - log_norm)  # [K]
-        shrink = torch.einsum("kij,kj,klj->kil", axes, mixture._variances / noisy, axes)
-        precision = torch.einsum("kij,kj,klj->kil", axes, 1 / noisy, axes)
-        self.denoise_map = _affine(shrink, offset - torch.einsum("kij,kj->ki", shrink, offset))
-        self.score_map = _affine(-precision, torch.einsum("kij,kj->ki", precision, offset))
-        self.denoise_map, self.score_map = place(self.denoise_map), place(self.score_map)
+        self.mixture, self.noisy, self.offset = mixture, noisy, offset
+
+    @cached_property
+    def denoise_map(self) -> Tensor:
+        """Each component's own estimate, as a map of x."""
+        shrink = self._matrices(self.mixture._variances / self.noisy)
+        own = self.offset - torch.einsum("kij,kj->ki", shrink, self.offset)
+        return self.mixture._place(_affine(shrink, own))
+
+    @cached_property
+    def score_map(self) -> Tensor:
+        """Each component's own score, as a map of x."""
+        precision = self._matrices(1 / self.noisy)
+        own = torch.einsum("kij,kj->ki", precision, self.offset)
+        return self.mixture._place(_affine(-precision, own))
+
+    def _matrices(self, along_axes: Tensor) -> Tensor:
+        axes = self.mixture._axes
+        return torch.einsum("kij,kj,klj->kil", axes, along_axes, axes)
 
 
 class _Shared:
