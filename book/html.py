@@ -135,7 +135,7 @@ def stage(source: Path, target: Path) -> None:
     index = (CHAPTERS / "index.md").read_text(encoding="utf-8")
     (target / "index.md").write_text(index.replace("(../figures/", "(figures/"), encoding="utf-8")
     (target / "figures").mkdir()
-    for path in FIGURES.iterdir():  # bytes alone: the next run removes a read-only folder's copies
+    for path in FIGURES.iterdir():  # copytree would also copy that a folder is read-only
         if path.is_file() and path.suffix not in {".md", ".json"}:
             shutil.copyfile(path, target / "figures" / path.name)
     page = markdown(CHAPTERS / "references.bib", for_sphinx=True)

@@ -59,11 +59,38 @@ def test_the_chapter_equals_the_library(path, name, text):
 
 @pytest.mark.parametrize(("path", "name", "text"), BUILT, ids=IDS)
 def test_the_chapter_does_not_import_what_it_builds(path, name, text):
-    built = name.rsplit(".", 1)[1]
     for cell in cells(path):
-        for node in ast.walk(ast.parse(source(cell))):
-            if isinstance(node, ast.ImportFrom):
-                assert built not in [alias.name for alias in node.names]
+        assert brings(source(cell), name) == []
+
+
+def brings(text, name):
+    """The imports of a cell through which a function of the library can be had."""
+    package, built = name.split(".")[0], name.rsplit(".", 1)[1]
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            found += [a.name for a in node.names if a.name.split(".")[0] == package]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{a.name}" for a in node.names]
+            found += [
+                n for n in names if n.endswith((f".{built}", ".*")) or name.startswith(n + ".")
+            ]
+    return found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import guidance_edu",
+        "import math, guidance_edu.guidance as g",
+        "from guidance_edu import guidance",
+        "from guidance_edu import cfg as other",
+        "from guidance_edu.guidance import *",
+    ],
+)
+def test_a_way_to_import_what_is_built_is_noticed(text):
+    assert brings(text, "guidance_edu.guidance.cfg")
+    assert not brings("import math\nfrom guidance_edu import Guided", "guidance_edu.guidance.cfg")
 
 
 WRONG = [

@@ -2,14 +2,19 @@
 
 import json
 import math
+import os
+import signal
 import struct
+import subprocess
+import sys
+import time
 import zlib
 
 import nbformat
 import pytest
 
 import book
-from book import execute, html, ledger, mutations, prose, references, refresh, seeds, source
+from book import bench, execute, html, ledger, mutations, prose, references, refresh, seeds, source
 from book.__main__ import main
 
 CLAIM = """\
@@ -109,7 +114,97 @@ def test_the_callers_ledger_and_claim_mode_do_not_reach_the_kernels(
     assert "('GUIDANCE_EDU_CHAPTER', '02_x')" in shown
 
 
+def test_an_error_outside_the_cells_stops_one_chapter_alone(notebook, tmp_path, capsys):
+    good = notebook("03_x", [("code", "1")])
+    bad = tmp_path / "02_x.ipynb"
+    bad.write_text("no notebook")
+    runs = [execute.Run(p, tmp_path / "out" / p.name) for p in (bad, good)]
+    seconds, failures = execute.execute_all(runs, jobs=1)
+    assert list(seconds) == [runs[1].target] and list(failures) == [runs[0].target]
+    execute.report(failures)
+    assert "FAILED 02_x: NotJSONError" in capsys.readouterr().err
+
+
+def test_an_interruption_stops_the_kernels_and_says_so_in_one_line(home, notebook):
+    pid = home / "pid"
+    busy = f"import os, pathlib, time\npathlib.Path({str(pid)!r}).write_text(str(os.getpid()))"
+    put(home, notebook, [("code", f"{busy}\ntime.sleep(300)")])
+    script = (
+        "import pathlib, sys, book\n"
+        f"home = pathlib.Path({str(home)!r})\n"
+        "book.CHAPTERS, book.BUILD = home / 'chapters', home / 'build'\n"
+        "from book import ledger\n"
+        "ledger.chapters = lambda only='': book.chapters(home / 'chapters', only)\n"
+        "from book.__main__ import main\n"
+        "sys.exit(main(['claims']))\n"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # Its own session: the signal reaches this process alone, and must not end at its kernels.
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=book.ROOT, start_new_session=True, **pipes
+    )
+    try:
+        wait_until(lambda: pid.exists() and pid.read_text())
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert (out, err) == ("", "python -m book claims: interrupted\n")
+    wait_until(lambda: not running(int(pid.read_text())))
+
+
+def wait_until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def running(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 # Storing
+
+
+def test_what_is_stored_has_the_books_seeds_and_comes_from_the_cpu(home, notebook, monkeypatch):
+    monkeypatch.setenv("GUIDANCE_EDU_SEED", "7")
+    monkeypatch.setenv("GUIDANCE_EDU_DEVICE", "cuda")
+    names = "GUIDANCE_EDU_SEED", "GUIDANCE_EDU_DEVICE"
+    path = put(home, notebook, [("code", f"import os\nprint(*map(os.environ.get, {names}))")])
+    assert refresh.main() == 0
+    assert source.read(path).cells[0].outputs[0].text == "0 cpu\n"
+
+
+def test_notebooks_are_stored_before_figures(home, notebook, monkeypatch):
+    path = put(home, notebook, [("code", "print('new')")])
+
+    def interrupted(*_):
+        assert source.read(path).cells[0].outputs[0].text == "new\n"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(refresh, "store_figures", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        refresh.main()
+
+
+def test_a_figure_name_used_twice_is_refused_before_anything_is_stored(home, notebook):
+    write = (
+        "import json, os, pathlib\n"
+        "folder = pathlib.Path(os.environ['GUIDANCE_EDU_FIGURES'])\n"
+        "text = json.dumps({'name': 'ch02_x', 'alt': 'x', 'chapter': '02_x'})\n"
+        "done = [(folder / f'{i}.json').write_text(text) for i in range(2)]\n"
+    )
+    path = put(home, notebook, [("code", write)])
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="used twice: ch02_x"):
+        refresh.main()
+    assert path.read_bytes() == before and not (home / "figures").exists()
 
 
 def test_chapters_are_stored_with_their_figures_and_references(home, notebook, capsys):
@@ -178,6 +273,17 @@ def test_claims_are_ordered_by_their_numbers():
     assert sorted(names, key=lambda n: ledger.order({"id": n})) == ["2.9", "2.10", "10.1"]
 
 
+def test_what_is_written_is_json_that_every_reader_takes(tmp_path):
+    data = [{"margin": math.inf, "measured": {1: math.nan, 2: 0.5}, "spread": (-math.inf, 1)}]
+    ledger.save(data, tmp_path / "x.json")
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    stored = json.loads((tmp_path / "x.json").read_text(), parse_constant=refuse)
+    assert stored == [{"margin": None, "measured": {"1": None, "2": 0.5}, "spread": [None, 1]}]
+
+
 def test_the_distance_to_the_nearest_bound():
     assert ledger.distance(entry(measured=3.1)) == pytest.approx(0.4)
     assert ledger.distance(entry(measured=1.0, low=None, high=1.5)) == pytest.approx(0.5)
@@ -209,6 +315,14 @@ def test_a_claim_that_no_seed_moves_has_infinite_margin():
     assert row["margin"] == math.inf
 
 
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_measured_value_that_is_not_finite_has_no_spread(value):
+    bad = entry() | {"measured": value, "holds": False}
+    (row,) = rows = seeds.summarise({1: [bad], 2: [entry()]})
+    assert math.isnan(row["spread"]) and row["failed"] == [1]
+    assert "FAILS at 1" in seeds.show(rows, [1, 2])
+
+
 def test_seeds_reach_the_chapter(home, notebook, capsys):
     moved = ("code", "import os\nvalue = 3 + int(os.environ['GUIDANCE_EDU_SEED']) / 1e4")
     put(home, notebook, [CHAPTER[1], moved, ("code", CLAIM.replace("0.5", "0.15"))])
@@ -237,7 +351,42 @@ def test_a_mutation_that_stops_the_code_counts(home, notebook, capsys):
     broken = CLAIM.replace("1 + 5", "1 + []")
     put(home, notebook, [*CHAPTER[:3], ("code", broken, "claims")])
     assert mutations.main() == 0
-    assert "raised TypeError" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "The code raised before the claim was measured" in said
+    assert "raised TypeError" in said and "1 mutations, 0 failed, 1 raised, all killed" in said
+
+
+def test_a_mutation_that_ends_the_kernel_is_not_judged(home, notebook, capsys):
+    dying = CLAIM.replace("1 + 5", "__import__('os')._exit(1)")
+    put(home, notebook, [*CHAPTER[:3], ("code", dying, "claims")])
+    assert mutations.main() == 1
+    said = capsys.readouterr().out
+    assert "NOT JUDGED: the kernel died" in said and "NOT JUDGED: 2.1" in said
+    (stored,) = json.loads((home / "build" / "mutations.json").read_text())
+    assert (stored["result"], stored["killed"]) == ("not judged", False)
+
+
+RAISED = execute.ChapterFailed("02_x", "code cell 2 (id a)", "TypeError: no", raised=True)
+TIMEOUT = execute.ChapterFailed("02_x", "code cell 2 (id a)", "no end after 600 s")
+
+
+@pytest.mark.parametrize(
+    ("entries", "failure", "result"),
+    [
+        ([entry(measured=9.0)], None, "failed"),
+        ([entry(measured=9.0)], TIMEOUT, "failed"),
+        ([entry(), entry(measured=9.0)], None, "failed"),
+        ([entry()], None, "alive"),
+        ([entry()], RAISED, "alive"),
+        ([entry("2.9", measured=9.0)], None, "alive"),
+        ([entry("2.9", measured=9.0)], RAISED, "raised"),
+        ([entry("2.9", measured=9.0)], TIMEOUT, "not judged"),
+    ],
+)
+def test_only_a_failing_claim_or_an_error_of_a_cell_kills_a_mutation(entries, failure, result):
+    claim = source.Claim("02_x", 3, "2.1", "three is three", "1 + 2 => 1 + 5")
+    verdict = mutations.judge(claim, entries, failure)
+    assert (verdict.result, verdict.killed) == (result, result in ("failed", "raised"))
 
 
 def test_a_mutation_changes_one_cell_and_never_a_claim(notebook):
@@ -335,6 +484,43 @@ def test_references_are_written_with_their_anchors(tmp_path):
     assert "[arXiv:2001.00001](https://arxiv.org/abs/2001.00001)" in text
     assert "Al, A. et al. (2019)" in text
     assert text.index("(a)=") < text.index("(b)=")
+
+
+def test_a_read_only_folder_of_figures_is_staged_writable(home, notebook):
+    put(home, notebook, CHAPTER)
+    (home / "chapters" / "index.md").write_text("# Book")
+    figures = home / "figures"
+    figures.mkdir()
+    (figures / "a.png").write_bytes(png())
+    (figures / "README.md").write_text("# Figures")
+    for path in (figures / "a.png", figures):
+        path.chmod(path.stat().st_mode & ~0o222)
+    try:
+        html.stage(home / "chapters", home / "staged")
+    finally:
+        figures.chmod(0o755)
+    staged = home / "staged" / "figures"
+    assert [p.name for p in staged.iterdir()] == ["a.png"]
+    assert staged.stat().st_mode & 0o200 and (staged / "a.png").stat().st_mode & 0o200
+
+
+# Speed
+
+
+def test_a_race_on_a_gpu_waits_for_each_contestant(monkeypatch):
+    import torch
+
+    from guidance_edu import settings
+
+    said = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: said.append("done"))
+    monkeypatch.setattr(settings, "device", lambda: torch.device("cuda"))
+    bench.race(lambda: said.append("a"), lambda: said.append("b"), repeats=1)
+    assert said == ["a", "done", "b", "done"] * 2
+    monkeypatch.setattr(settings, "device", lambda: torch.device("cpu"))
+    said.clear()
+    bench.race(lambda: said.append("a"), repeats=1)
+    assert said == ["a", "a"]
 
 
 # The command line
