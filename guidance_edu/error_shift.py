@@ -148,7 +148,7 @@ def by_region(
     Shapes:  x [n, ...]; every mask [n] bool; masks may overlap.
     Limits:  a mask that is True everywhere gives what error_shift gives.
     Errors:  as error_shift; ValueError, naming the mask, for a mask of wrong shape or an empty one.
-    Chapter: 04_autoguidance
+    Chapter: 03_the_negative_term
     """
     everywhere = error_shift(positive, negative, truth, x, sigma, condition)
     result = {}
@@ -177,7 +177,7 @@ def along(
              None or [n] bool. The result keeps their order; each entry carries its sigma.
     Limits:  a state at sigma = 0 is passed over, since nothing is left to denoise.
     Errors:  as error_shift and ErrorShift.region; ValueError where no state has sigma above 0.
-    Chapter: 04_autoguidance
+    Chapter: 03_the_negative_term
     """
     result = []
     for sigma, x, *_ in states:

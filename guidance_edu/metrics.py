@@ -54,7 +54,7 @@ def density_floor(
              sqrt(quantile / n): 22 % of itself for n = 20000 and the default quantile.
     Errors:  ValueError for fewer than 1 / quantile samples, a quantile outside (0, 1), samples
              that are not finite, or log densities that are NaN or have another shape.
-    Chapter: 04_autoguidance
+    Chapter: 02_classifier_free_guidance
     """
     if not 0 < quantile < 1:
         raise ValueError(f"expected a quantile between 0 and 1, got {quantile}")
@@ -78,7 +78,7 @@ def fraction_below(
              Two runs of one sampler with share p differ by about sqrt(2 p (1 - p) / n).
     Errors:  ValueError for no samples, samples that are not finite, a NaN floor, or log densities
              that are NaN or have another shape.
-    Chapter: 04_autoguidance
+    Chapter: 02_classifier_free_guidance
     """
     if math.isnan(floor):
         raise ValueError("expected a floor, got NaN")
@@ -96,7 +96,7 @@ def outside(
     Shapes:  samples [n, ...], truth [m, ...]; log_density(x) returns [n].
     Limits:  true samples score ``quantile`` on average.
     Errors:  as density_floor and fraction_below.
-    Chapter: 04_autoguidance
+    Chapter: 02_classifier_free_guidance
     """
     return fraction_below(log_density, samples, density_floor(log_density, truth, quantile))
 
@@ -116,7 +116,7 @@ def stray(
     Units:   blur in data units. Only the density is blurred, never the samples.
     Limits:  blur = 0 is ``outside``; true samples score ``quantile`` on average.
     Errors:  as density_floor and fraction_below.
-    Chapter: 04_autoguidance
+    Chapter: 02_classifier_free_guidance
     """
     floor = density_floor(log_density, truth, quantile, blur)
     return fraction_below(log_density, samples, floor, blur)
@@ -128,7 +128,7 @@ def branch_histogram(branches: Tensor, number: int) -> Tensor:
     Shapes:  branches [n] long, with values in 0 .. number - 1; result [number], float64.
     Limits:  sums to 1; unchanged by the order of the samples.
     Errors:  ValueError for no samples, another dtype or shape, or an index out of range.
-    Chapter: 04_autoguidance
+    Chapter: 02_classifier_free_guidance
     """
     counts = _branch_counts(branches, number)
     return counts.double() / counts.sum()
@@ -141,7 +141,7 @@ def total_variation(p: Tensor, q: Tensor) -> float:
     Limits:  0 for equal, 1 for disjoint histograms; symmetric; the largest difference in
              probability that any set of branches can show.
     Errors:  ValueError for different shapes, or a histogram that is not one.
-    Chapter: 04_autoguidance
+    Chapter: 02_classifier_free_guidance
     """
     p, q = _histogram(p, "p"), _histogram(q, "q").to(p.device)
     if p.shape != q.shape:
@@ -158,7 +158,7 @@ def total_variation_floor(p: Tensor, n: int) -> float:
     Limits:  n = 1: sum of p (1 - p); a sure outcome: 0; large n: sum of sqrt(p (1 - p) / (2 pi n)).
     Errors:  ValueError for n < 1 or a p that is no histogram.
     Source:  De Moivre 1730, as given by Diaconis & Zabell 1991, eq. 1.1.
-    Chapter: 04_autoguidance
+    Chapter: 02_classifier_free_guidance
     """
     if isinstance(n, bool) or int(n) != n or n < 1:
         raise ValueError(f"expected a whole number of samples of at least 1, got {n}")
@@ -175,7 +175,7 @@ def coverage(branches: Tensor, number: int, inside: Tensor | None = None) -> flo
              a sample lies on the data (log density at or above the floor).
     Limits:  at most n / number; 0 where no sample is inside.
     Errors:  as branch_histogram; ValueError for an ``inside`` that is not [n] bool.
-    Chapter: 04_autoguidance
+    Chapter: 02_classifier_free_guidance
     """
     _branch_counts(branches, number)
     if inside is not None:
@@ -199,7 +199,7 @@ def energy_distance(x: Tensor, y: Tensor, scale: float = 1.0) -> float:
     Errors:  ValueError for shapes that differ, fewer than two samples, values that are not finite.
     Source:  Székely & Rizzo 2013 (Energy statistics); the unbiased form leaves out the n pairs of
              a sample with itself.
-    Chapter: 04_autoguidance
+    Chapter: 02_classifier_free_guidance
     """
     x, y = _two_sets(x, y)
     across, within_x, within_y = (_pair_sum(a, b) for a, b in ((x, y), (x, x), (y, y)))
@@ -221,7 +221,6 @@ def maximum_mean_discrepancy(x: Tensor, y: Tensor, bandwidth: float | str = "med
     Errors:  as energy_distance; ValueError for a bandwidth that is neither positive nor "median",
              or a median distance of 0.
     Source:  Gretton et al. 2012, lemma 6.
-    Chapter: 04_autoguidance
     """
     x, y = _two_sets(x, y)
     width = _median_distance(x, y) if bandwidth == "median" else bandwidth
@@ -253,7 +252,7 @@ def noise_floor(
     Shapes:  draw(n, rng) returns [n, ...]; metric(x, y) returns a number.
     Limits:  an unbiased metric has mean 0 up to std / sqrt(repeats).
     Errors:  ValueError for fewer than two repeats.
-    Chapter: 04_autoguidance
+    Source:  the spread between two sets of true samples is what a measured gap must exceed.
     """
     if repeats < 2:
         raise ValueError(f"expected at least two repeats for a standard deviation, got {repeats}")
@@ -277,7 +276,6 @@ def sliced_wasserstein(
     Errors:  ValueError for shapes that differ, no samples, values that are not finite,
              directions < 1, or order < 1.
     Source:  Bonneel et al. 2015 (Sliced and Radon Wasserstein barycenters of measures).
-    Chapter: 04_autoguidance
     """
     x, y = _two_sets(x, y, least=1)
     if directions < 1 or not 1 <= order < math.inf:
@@ -305,7 +303,6 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
     Errors:  ValueError for shapes that differ or are not [n, d], fewer than two samples, values
              that are not finite.
     Source:  Dowson & Landau 1982; Heusel et al. 2017 use it on Inception features (FID).
-    Chapter: 12_imagenet64
     """
     for name, value in (("x", x), ("y", y)):
         if value.dim() != 2:
@@ -331,7 +328,6 @@ def frechet_distance_from_moments(
     Errors:  ValueError for wrong shapes, values that are not finite, covariances that are not
              symmetric or have a negative eigenvalue beyond rounding.
     Source:  Dowson & Landau 1982; Bhatia, Jain & Lim 2019 (the orthogonal form).
-    Chapter: 12_imagenet64
     """
     d = mean_x.shape[-1] if mean_x.dim() else 0
     names = ("mean_x", "covariance_x", "mean_y", "covariance_y")
@@ -360,7 +356,6 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> Precisi
     Errors:  ValueError for shapes that differ, neighbours < 1, too few samples, values that are
              not finite.
     Source:  Kynkäänniemi et al. 2019 (arXiv:1904.06991), eq. 1 and 2.
-    Chapter: 12_imagenet64
     """
     if isinstance(neighbours, bool) or int(neighbours) != neighbours or neighbours < 1:
         raise ValueError(f"expected a whole number of neighbours of at least 1, got {neighbours}")

@@ -15,6 +15,8 @@ def predict_guided_value(answer):
         {
             "the step starts at the positive, and its length is w - 1 differences": positive
             + w * (positive - negative),
+            "the step of w - 1 differences starts at the positive, not at the negative": negative
+            + (w - 1) * (positive - negative),
             "guidance steps away from the negative, not towards it": positive
             - (w - 1) * (positive - negative),
         },
