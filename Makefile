@@ -7,6 +7,7 @@ PY = $(VENV)/bin/python
 PIP = $(PY) -m pip install --disable-pip-version-check -qq -c constraints.txt
 JOBS ?= 2
 ONLY ?=
+LAB ?=
 OPTIONS = --jobs $(JOBS) --only "$(ONLY)"
 INPUTS = pyproject.toml constraints.txt
 
@@ -16,7 +17,8 @@ INPUTS = pyproject.toml constraints.txt
 
 help: ## list the commands
 	@echo "make <command>   (PYTHON=python3.12 picks an interpreter, JOBS=1 runs one process at a time,"
-	@echo "                  ONLY='02 03' takes these chapters alone)"
+	@echo "                  ONLY='02 03' takes these chapters alone,"
+	@echo "                  LAB='--no-browser --allow-root' is passed to JupyterLab)"
 	@echo
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
 	  printf '  %-11s %s\n' $$name "$$text"; done
@@ -54,7 +56,7 @@ test: $(VENV)/.test ## run every test, every chapter included
 	@$(PY) -m pytest -q -n $(JOBS)
 
 lab: $(VENV)/.book ## open the chapters in JupyterLab
-	@$(PY) -m jupyter lab --notebook-dir=chapters
+	@$(PY) -m jupyter lab --notebook-dir=chapters $(LAB)
 
 chapters: $(VENV)/.book ## execute the chapters and store outputs and figures (writes tracked files)
 	@$(PY) -m book chapters $(OPTIONS)

@@ -252,7 +252,7 @@ def noise_floor(
     Shapes:  draw(n, rng) returns [n, ...]; metric(x, y) returns a number.
     Limits:  an unbiased metric has mean 0 up to std / sqrt(repeats).
     Errors:  ValueError for fewer than two repeats.
-    Source:  the spread between two sets of true samples is what a measured gap must exceed.
+    Chapter: 02_classifier_free_guidance
     """
     if repeats < 2:
         raise ValueError(f"expected at least two repeats for a standard deviation, got {repeats}")
