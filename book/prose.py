@@ -2,7 +2,7 @@
 
 A number is looked at in its own paragraph, list item or table row. It is backed when the same
 paragraph refers to a claim, ``(claim 2.1)``, that measured, expected or bounds that number; or
-when it cites a source, ``[...](references.md#key)``. Code and mathematics are not prose: settings
+when its own sentence or table cell cites a source, ``[...](references.md#key)``. Code and mathematics are not prose: settings
 and given quantities stand there. Neither are the numbers of sections, equations and versions.
 """
 
@@ -104,10 +104,9 @@ def unbacked(markdown: str, claims: Mapping[str, Line]) -> list[str]:
     for paragraph in paragraphs(_display_math_joined(markdown)):
         ids = _ids(paragraph)
         problems += [f"(claim {i}) is not in the book" for i in ids if i not in claims]
-        if _CITATION.search(paragraph):
-            continue
         known = [claims[i] for i in ids if i in claims]
-        for value, unit, written in decimals(paragraph):
+        own = "\n".join(part for part in _sentences(paragraph) if not _CITATION.search(part))
+        for value, unit, written in decimals(own):
             if any(agrees(value, unit, line) for line in known):
                 continue
             start = " ".join(paragraph.split())[:60]
@@ -117,6 +116,13 @@ def unbacked(markdown: str, claims: Mapping[str, Line]) -> list[str]:
             else:
                 problems.append(f"{written} has neither claim nor source in {start!r}")
     return problems
+
+
+def _sentences(paragraph: str) -> list[str]:
+    """Split a table row into cells, and other prose into sentences."""
+    if paragraph.startswith("|"):
+        return re.split(r"(?<!\\)\|", paragraph)
+    return re.split(r"(?<=[.!?])\s+(?=[A-Z(\[*])", paragraph)
 
 
 def _ids(paragraph: str) -> Iterable[str]:

@@ -189,6 +189,8 @@ UNBACKED = [
     "> 0.0625 in a note",
     "## A heading with 0.0625",
     "They report 1.81.\n\nSo say [Karras et al. 2024](references.md#karras2024edm2).",
+    "They report 1.81 ([Karras et al. 2024](references.md#karras2024edm2)). We see 0.07.",
+    "| 1.81 ([Karras et al. 2024](references.md#karras2024edm2)) | we see 0.07 |",
 ]
 
 
