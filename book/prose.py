@@ -2,8 +2,9 @@
 
 A number is looked at in its own paragraph, list item or table row. It is backed when the same
 paragraph refers to a claim, ``(claim 2.1)``, that measured, expected or bounds that number; or
-when its own sentence or table cell cites a source, ``[...](references.md#key)``. Code and mathematics are not prose: settings
-and given quantities stand there. Neither are the numbers of sections, equations and versions.
+when its own sentence or table cell cites a source, ``[...](references.md#key)``. Code and
+mathematics are not prose: settings and given quantities stand there. Neither are the numbers of
+sections, equations and versions.
 """
 
 from __future__ import annotations
@@ -105,8 +106,8 @@ def unbacked(markdown: str, claims: Mapping[str, Line]) -> list[str]:
         ids = _ids(paragraph)
         problems += [f"(claim {i}) is not in the book" for i in ids if i not in claims]
         known = [claims[i] for i in ids if i in claims]
-        own = "\n".join(part for part in _sentences(paragraph) if not _CITATION.search(part))
-        for value, unit, written in decimals(own):
+        uncited = [part for part in _sentences(paragraph) if not _CITATION.search(part)]
+        for value, unit, written in decimals("\n".join(uncited)):
             if any(agrees(value, unit, line) for line in known):
                 continue
             start = " ".join(paragraph.split())[:60]
