@@ -19,7 +19,7 @@ def exponent(sigma_rel: float) -> float:
     Units:   sigma_rel is a share of the training length.
     Limits:  sigma_rel -> 0 gives gamma -> infinity (the last weights); .2887 gives 0 (flat).
     Errors:  ValueError outside (0, 1 / sqrt(12)), where no profile has that width.
-    Source:  Karras et al. 2024 (arXiv:2312.02696), sec. 3.1 and algorithm 2.
+    Source:  Karras et al. 2024 (arXiv:2312.02696), sec. 3.1 and app. C.
     """
     if not 0 < sigma_rel < WIDEST:
         raise ValueError(f"expected sigma_rel between 0 and {WIDEST:.4f}, got {sigma_rel}")
@@ -32,7 +32,7 @@ class PowerEMA:
 
     Limits:  after the first update the average is the current weights.
     Errors:  ValueError for a width outside the range of :func:`exponent`.
-    Source:  Karras et al. 2024 (arXiv:2312.02696), eq. 2.
+    Source:  Karras et al. 2024 (arXiv:2312.02696), sec. 3.1.
     """
 
     def __init__(self, model: nn.Module, sigma_rel: float):

@@ -44,7 +44,7 @@ def combine(positive: Tensor, negatives: Sequence[Tensor], weights: Sequence[flo
              terms changes rounding only.
     Errors:  ValueError when the numbers of negatives and weights differ, shapes differ, or a
              weight is not finite.
-    Source:  Karras et al. 2024 (arXiv:2406.02507), eq. 3 and app. B.2 (several negatives add).
+    Source:  Karras et al. 2024 (arXiv:2406.02507), eq. 3 and app. B (several negatives add).
     Chapter: 03_the_negative_term
     """
     if len(negatives) != len(weights):
@@ -141,7 +141,7 @@ def cfg_plus_plus_w(
 
     Limits:  strength = 0 gives w = 0 (the unconditional model), not w = 1.
     Errors:  ValueError when a number is not finite, or the step does not lower sigma / alpha.
-    Source:  Chung et al. 2025 (CFG++), algorithm 2; the equivalence is one line of algebra.
+    Source:  Chung et al. 2025 (CFG++, arXiv:2406.08070); the equivalence is one line of algebra.
     Chapter: 03_the_negative_term
     """
     numbers = (strength, alpha, sigma, alpha_next, sigma_next)
@@ -181,8 +181,8 @@ class Guided:
              evaluated; with none left the result is the positive's, bit for bit.
     Errors:  ValueError when w is not finite, a window is empty or negative, or predictions differ
              in shape; TypeError when a model cannot be called.
-    Source:  Karras et al. 2024 (arXiv:2406.02507), eq. 3 and app. B.2 (several negatives add);
-             Kynkäänniemi et al. 2024, eq. 5 (window).
+    Source:  Karras et al. 2024 (arXiv:2406.02507), eq. 3 and app. B (several negatives add);
+             Kynkäänniemi et al. 2024 (window).
     Chapter: 03_the_negative_term
 
     ``Guided(positive, negative, w, window)`` is short for ``Guided(positive, [(negative, w,
