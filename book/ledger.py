@@ -11,7 +11,7 @@ from pathlib import Path
 from book import BUILD, chapters
 from book.execute import Run, execute_all, report
 
-COLUMNS = ("id", "statement", "measured", "expected", "margin", "seconds", "chapter")
+COLUMNS = ("id", "statement", "measured", "expected", "margin", "seconds")
 
 
 def read(path: Path) -> list[dict]:
@@ -69,7 +69,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], width: int = 58) -
 
 
 def show(entries: Iterable[dict]) -> str:
-    """Return the ledger as a table."""
+    """Return the ledger as a table; under each claim the change of its chapter that breaks it."""
+    entries = list(entries)
     rows = [
         (
             e["id"],
@@ -78,11 +79,14 @@ def show(entries: Iterable[dict]) -> str:
             e["relation"],
             f"{e['margin']:.0%}" + ("" if e["holds"] else " FAILS"),
             f"{e['seconds']:.1f}",
-            e["chapter"] or "",
         )
         for e in entries
     ]
-    return table(COLUMNS, rows)
+    names, rule, *lines = table(COLUMNS, rows).splitlines()
+    broken = [f"      broken by  {e['breaks']}" for e in entries]
+    return "\n".join(
+        [names, rule, *(line for pair in zip(lines, broken, strict=True) for line in pair)]
+    )
 
 
 def gather(

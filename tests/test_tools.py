@@ -256,6 +256,7 @@ def test_the_ledger_is_printed_and_written(home, notebook, capsys):
     assert ledger.main() == 0
     said = capsys.readouterr().out
     assert "three is three" in said and "1 claims, all hold" in said
+    assert "broken by  1 + 2 => 1 + 5" in said
     (stored,) = json.loads((home / "build" / "claims.json").read_text())
     assert (stored["id"], stored["measured"], stored["chapter"]) == ("2.1", 3.0, "02_x")
 
