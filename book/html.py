@@ -97,13 +97,14 @@ def claims_page(folder: Path) -> str:
         "",
         "Each number in the prose of this book is checked by the cell that computes it. These are",
         "the lines that the cells printed; `make claims` measures them again, `make seeds` repeats",
-        "them with other random numbers, and `make mutations` breaks the code behind each and",
-        "requires that it fails.",
+        "them with other random numbers, and `make mutations` makes the change that stands below",
+        "each and requires that the claim fails.",
         "",
     ]
     for path in chapters(folder):
         nb = read(path)
         shown = printed(nb)
+        breaks = {c.id: c.breaks for c in claims(nb, path.stem)}
         if not shown:
             continue
         title = next(c.source for c in nb.cells if c.cell_type == "markdown").splitlines()[0]
@@ -115,7 +116,8 @@ def claims_page(folder: Path) -> str:
         lines += ["|---|---|---|---|"]
         for line in shown:
             where = f'<a class="claim" href="{path.stem}.html#{anchor(line.id)}">{line.id}</a>'
-            text = line.statement.replace("|", "\\|")
+            text = f"{line.statement}<br><small>broken by `{breaks[line.id]}`</small>"
+            text = text.replace("|", "\\|")
             lines.append(f"| {where} | {text} | {line.measured} | {line.expected} |")
         lines.append("")
     return "\n".join(lines)
