@@ -174,7 +174,10 @@ def execute_all(
     with tqdm(total=cells, unit="cell", leave=False, disable=hidden, file=sys.stderr) as bar:
 
         def one(run: Run) -> float:
+            begun = threading.Event()
+
             def started(process: subprocess.Popen) -> None:
+                begun.set()
                 kernels.append(process)  # before the look at stopped: no kernel is missed
                 if stopped.is_set():
                     raise KeyboardInterrupt
@@ -183,7 +186,14 @@ def execute_all(
                 bar.update()
                 bar.set_postfix_str(run.label or run.source.stem, refresh=False)
 
-            return execute(run.source, run.target, run.env, each_cell, started)
+            try:
+                return execute(run.source, run.target, run.env, each_cell, started)
+            except RuntimeError:
+                if begun.is_set() or stopped.is_set():
+                    raise
+                # The kernel never answered and no cell ran: of two kernels that start at once,
+                # both may have picked one free port. The second start picks another.
+                return execute(run.source, run.target, run.env, each_cell, started)
 
         with ThreadPoolExecutor(max(1, jobs)) as pool:
             waiting = {pool.submit(one, run): run for run in runs}

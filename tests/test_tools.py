@@ -251,6 +251,22 @@ def entry(number="2.1", measured=3.0, low=2.5, high=3.5, chapter="02_x"):
     }
 
 
+@pytest.mark.parametrize(("answers", "tries"), [(False, 2), (True, 1)])
+def test_a_kernel_that_never_answered_is_started_once_more(notebook, monkeypatch, answers, tries):
+    calls = []
+
+    def dies(source, target, env, each_cell, started):
+        calls.append(source)
+        if answers:
+            started(None)
+        raise RuntimeError("Kernel died before replying to kernel_info")
+
+    monkeypatch.setattr(execute, "execute", dies)
+    path = notebook("02_x", CHAPTER)
+    _, failures = execute.execute_all([execute.Run(path, path.with_name("out.ipynb"))], 1)
+    assert len(calls) == tries and len(failures) == 1
+
+
 def test_the_ledger_is_printed_and_written(home, notebook, capsys):
     put(home, notebook, CHAPTER)
     assert ledger.main() == 0
