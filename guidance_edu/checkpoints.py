@@ -20,17 +20,27 @@ from torch import Tensor, nn
 MANIFEST = "manifest.json"
 
 
-def save_weights(folder: str | Path, name: str, model: nn.Module, card: dict) -> Path:
+def save_weights(
+    folder: str | Path,
+    name: str,
+    model: nn.Module,
+    card: dict,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
     """Write a model's weights and their manifest entry; each appears whole or not at all.
 
     ``card`` says where the weights come from (recipe, data, seed, licence ...); hash and size are
-    added here.
+    added here. Floating-point weights are stored as ``dtype``: float16 halves the file.
 
-    Errors:  ValueError when the name is not a plain file name or a weight is not finite.
+    Errors:  ValueError when the name is not a plain file name, or a weight is not finite as it is
+             stored (float16 ends at 65504).
     """
     folder = Path(folder)
     path = _path(folder, name)
-    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    tensors = {
+        key: (value.to(dtype) if value.is_floating_point() else value).cpu().contiguous()
+        for key, value in model.state_dict().items()
+    }
     for key, value in tensors.items():
         if not bool(value.isfinite().all()):
             raise ValueError(f"expected finite weights, but {key} holds NaN or infinity")
@@ -39,8 +49,7 @@ def save_weights(folder: str | Path, name: str, model: nn.Module, card: dict) ->
     entry = {**card, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     manifest[name] = entry
     text = json.dumps(dict(sorted(manifest.items())), indent=2) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_whole({path: data, folder / MANIFEST: text.encode()})
+    write_whole({path: data, folder / MANIFEST: text.encode()})
     return path
 
 
@@ -126,15 +135,21 @@ def _path(folder: Path, name: str) -> Path:
     return folder / f"{name}.safetensors"
 
 
-def _write_whole(files: dict[Path, bytes]) -> None:
+def write_whole(files: dict[Path, bytes]) -> None:
     """Write to neighbours, then rename them all, so that a reader never sees half a file.
 
     Writing is what fails (a full disk); nothing is renamed before everything is written.
+
+    Errors:  OSError where a file cannot be written; what was there before then stays.
     """
     parts = {path.with_name(f"{path.name}.{os.getpid()}.part"): path for path in files}
     try:
         for part, path in parts.items():
-            part.write_bytes(files[path])
+            part.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as stream:
+                stream.write(files[path])
+                stream.flush()
+                os.fsync(stream.fileno())
         for part, path in parts.items():
             os.replace(part, path)
     finally:

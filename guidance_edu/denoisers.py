@@ -166,8 +166,10 @@ class Preconditioned(nn.Module):
         """The label that stands for "no class" in the network, where it declares one."""
         return getattr(self.network, "null_label", None)
 
-    def forward(self, x: Tensor, sigma: float | Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return the denoised x."""
+    def forward(
+        self, x: Tensor, sigma: float | Tensor, condition: Tensor | None = None, **extra: Tensor
+    ) -> Tensor:
+        """Return the denoised x; what else the network takes is handed on by name."""
         if not bool(x.isfinite().all()):
             raise ValueError("expected finite x, got NaN or infinity")
         sigma = check_sigma(x, sigma).expand(len(x), *[1] * (x.dim() - 1))  # [n, 1, ...]
@@ -179,7 +181,8 @@ class Preconditioned(nn.Module):
         weight = next(self.network.parameters(), x)
         if condition is not None:
             condition = condition.to(weight.device)
-        raw = self.network((x * total.rsqrt()).to(weight), c_noise.to(weight), condition).to(x)
+        inputs = (x * total.rsqrt()).to(weight), c_noise.to(weight), condition
+        raw = self.network(*inputs, **extra).to(x)
         if raw.shape != x.shape:
             raise ValueError(f"the network returned {list(raw.shape)} for x {list(x.shape)}")
         return c_skip * x + c_out * raw

@@ -235,8 +235,7 @@ def fail_at(number, function):
 @pytest.mark.parametrize("number", [1, 2])
 def test_where_writing_fails_the_old_weights_and_manifest_stay(folder, monkeypatch, number):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    path = checkpoints.Path
-    monkeypatch.setattr(path, "write_bytes", fail_at(number, path.write_bytes))
+    monkeypatch.setattr(checkpoints.os, "fsync", fail_at(number, checkpoints.os.fsync))
     with pytest.raises(OSError, match="No space left"):
         save_weights(folder, "one", network(seed=1), CARD)
     monkeypatch.undo()

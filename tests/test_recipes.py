@@ -14,6 +14,7 @@ from guidance_edu.checkpoints import MANIFEST, read_manifest
 from guidance_edu.settings import generator
 from toy_models import pool, recipes
 from toy_models.__main__ import main
+from toy_models.image_recipes import IMAGE_RECIPES
 from toy_models.mlp import MLP, tree_denoiser
 from toy_models.pool import Pool, fit, log_normal_levels, make_pool
 from toy_models.recipes import (
@@ -359,8 +360,9 @@ def test_the_network_refuses_points_of_another_dimension(shape):
 def test_list_names_every_recipe_on_a_line(capsys):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list(RECIPES)
-    assert all(recipe.what in line for recipe, line in zip(RECIPES.values(), lines, strict=True))
+    assert [line.split()[0] for line in lines] == [*RECIPES, *IMAGE_RECIPES]
+    listed = [*RECIPES.values(), *IMAGE_RECIPES.values()]
+    assert all(recipe.what in line for recipe, line in zip(listed, lines, strict=True))
 
 
 def test_show_prints_the_card(capsys):

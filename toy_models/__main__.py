@@ -1,4 +1,4 @@
-"""``python -m toy_models list | show NAME | train NAME ... [--out FOLDER]``."""
+"""``python -m toy_models list | show NAME | train NAME ...``: the models and how to make them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 from guidance_edu.checkpoints import read_manifest
+from toy_models.classifier import CLASSIFIER
+from toy_models.image_commands import add_images_command, run_images_command, store_classifier
+from toy_models.image_recipes import IMAGE_RECIPES, train_image_model
 from toy_models.recipes import RECIPES, WEIGHTS, recipe_named, store
 
 
@@ -21,6 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
     training = commands.add_parser("train", help="train recipes and write their weights")
     training.add_argument("names", nargs="+", metavar="name", help="recipe names, or all")
     training.add_argument("--out", type=Path, default=WEIGHTS, help="folder (default: shipped)")
+    training.add_argument("--data", type=Path, default=Path("data"), help="packed images")
+    training.add_argument("--runs", type=Path, default=Path("_runs"), help="unfinished runs")
+    training.add_argument("--until", type=int, help="stop for now after this step (images only)")
+    add_images_command(commands)
     options = parser.parse_args(arguments)
     try:
         _run(options)
@@ -33,21 +40,55 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> None:
     if options.command == "list":
-        for recipe in RECIPES.values():
-            size = f"{recipe.hidden} wide, {recipe.steps} steps"
-            world = f"{recipe.tree} tree, {recipe.classes:2s}"
-            print(f"{recipe.name:30s} {world} {size:22s} {recipe.what}")
+        _list()
+    elif options.command == "images":
+        run_images_command(options)
     elif options.command == "show":
-        recipe_named(options.name)
+        _known(options.name)
         print(json.dumps(read_manifest(WEIGHTS).get(options.name, "not shipped"), indent=2))
     else:
+        # "all" is what trains in seconds; the image models take hours and are asked for by name.
         names = list(RECIPES) if options.names == ["all"] else options.names
         for name in names:
-            recipe_named(name)
+            _known(name)
         for name in names:
-            path = store(name, options.out)
-            card = read_manifest(options.out)[name]
-            print(f"{path}: validation loss {card['validation_loss']}, {card['seconds']} s")
+            _train(name, options)
+
+
+def _known(name: str) -> None:
+    if name not in IMAGE_RECIPES and name != CLASSIFIER:
+        recipe_named(name)
+
+
+def _list() -> None:
+    for recipe in RECIPES.values():
+        size = f"{recipe.hidden} wide, {recipe.steps} steps"
+        world = f"{recipe.tree} tree, {recipe.classes:2s}"
+        print(f"{recipe.name:30s} {world} {size:22s} {recipe.what}")
+    shipped = read_manifest(WEIGHTS)
+    for recipe in IMAGE_RECIPES.values():
+        card = shipped.get(recipe.name)
+        state = f"{card['bytes'] / 1e6:.1f} MB" if card else "not shipped"
+        seen = f"{recipe.run.images // 1000}k images"
+        print(f"{recipe.name:30s} 64x64 photographs {seen:12s} {state:12s} {recipe.what}")
+
+
+def _train(name: str, options: argparse.Namespace) -> None:
+    if name == CLASSIFIER:
+        path = store_classifier(options.data, options.runs, options.out)
+        print(f"{path}: accuracy {read_manifest(options.out)[name]['accuracy']}")
+        return
+    if name in IMAGE_RECIPES:
+        path = train_image_model(name, options.data, options.runs, options.out, options.until)
+        if path is None:
+            print(f"{name}: stopped at step {options.until}; the same command goes on")
+            return
+        loss = read_manifest(options.out)[name]["validation_losses"]
+    else:
+        path = store(name, options.out)
+        loss = read_manifest(options.out)[name]["validation_loss"]
+    seconds = read_manifest(options.out)[name].get("seconds", "-")
+    print(f"{path}: validation loss {loss}, {seconds} s")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,179 @@
+"""Self-attention with one place where a guide may look in or reach in.
+
+Every network of the book attends through :class:`SelfAttention`. A negative that breaks attention
+replaces the function ``attend(queries, keys, values, grid)`` of chosen layers, for chosen samples
+of the batch, inside a ``with`` block. However the block ends, the layer is whole again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+# (queries, keys, values, grid) -> mixed values; all [n, heads, tokens, width]
+Attend = Callable[[Tensor, Tensor, Tensor, tuple[int, int] | None], Tensor]
+
+
+def attention_weights(queries: Tensor, keys: Tensor) -> Tensor:
+    """Return how much each token takes from each other one.
+
+    Shapes:  queries, keys [n, heads, tokens, width]; result [n, heads, tokens, tokens].
+    Limits:  every row is positive and sums to 1; equal logits give the plain average.
+    Source:  Vaswani et al. 2017, eq. 1.
+    """
+    scale = queries.shape[-1] ** -0.5
+    return torch.softmax(queries @ keys.transpose(-1, -2) * scale, dim=-1)
+
+
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, grid: tuple[int, int] | None = None
+) -> Tensor:
+    """Return the values mixed by the attention weights: what a layer does when nobody reaches in.
+
+    Shapes:  queries, keys, values, result [n, heads, tokens, width]; grid (height, width) or None.
+    Limits:  one token returns its own value.
+    Source:  Vaswani et al. 2017, eq. 1.
+    """
+    return attention_weights(queries, keys) @ values
+
+
+class SelfAttention(nn.Module):
+    """Tokens in, tokens out, with names and taps for those who guide.
+
+    Shapes:  tokens, result [n, tokens, channels]; grid (height, width) where the tokens are places
+             of an image in row order, None where they are not.
+    Limits:  at the start the result is 0: the output projection starts at zero.
+    Errors:  ValueError when the heads do not divide the channels, or the grid does not hold the
+             tokens.
+    """
+
+    def __init__(self, channels: int, heads: int = 1, name: str = ""):
+        super().__init__()
+        if heads < 1 or channels % heads:
+            raise ValueError(f"expected heads that divide {channels} channels, got {heads}")
+        self.name, self.heads = name, heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+        self.replacements: list[tuple[Attend, slice]] = []
+        self.readers: list[list[Tensor]] = []
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Return what the tokens take from each other."""
+        n, count, channels = tokens.shape
+        if grid is not None and grid[0] * grid[1] != count:
+            raise ValueError(f"expected {grid[0]} x {grid[1]} tokens, got {count}")
+        parts = self.qkv(tokens).reshape(n, count, 3, self.heads, channels // self.heads)
+        queries, keys, values = parts.permute(2, 0, 3, 1, 4)
+        for reader in self.readers:
+            reader.append(attention_weights(queries, keys).detach())
+        mixed = self._mix(queries, keys, values, grid)
+        return self.out(mixed.transpose(1, 2).reshape(n, count, channels))
+
+    def _mix(
+        self, queries: Tensor, keys: Tensor, values: Tensor, grid: tuple[int, int] | None
+    ) -> Tensor:
+        if not self.replacements:
+            return attend(queries, keys, values, grid)
+        owner = torch.full((len(queries),), -1)
+        for number, (_, rows) in enumerate(self.replacements):
+            owner[rows] = number
+        mixed = torch.empty_like(values)
+        for number in owner.unique().tolist():
+            chosen = (owner == number).to(values.device)
+            function = attend if number < 0 else self.replacements[number][0]
+            result = function(queries[chosen], keys[chosen], values[chosen], grid)
+            if result.shape != values[chosen].shape:
+                raise ValueError(
+                    f"the replacement in layer {self.name!r} returned {list(result.shape)},"
+                    f" expected {list(values[chosen].shape)}"
+                )
+            mixed[chosen] = result.to(mixed.dtype)
+        return mixed
+
+
+def attention_layers(model: nn.Module) -> dict[str, SelfAttention]:
+    """Return the attention layers of a network by name, in the order in which they were built.
+
+    Errors:  ValueError when the network has none, or when two share a name.
+    """
+    found = [module for module in model.modules() if isinstance(module, SelfAttention)]
+    layers = {layer.name: layer for layer in found}
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no attention layer")
+    if len(layers) != len(found):
+        raise ValueError(f"expected names of their own, got {[layer.name for layer in found]}")
+    return layers
+
+
+def chosen_layers(model: nn.Module, layers: Iterable[str | int]) -> list[SelfAttention]:
+    """Return layers by exact name or by position.
+
+    Errors:  ValueError naming the layer that was not found and all that there are; or when no layer
+             is chosen, a single string is given, or one layer is chosen twice.
+    """
+    known = attention_layers(model)
+    if isinstance(layers, str):
+        raise ValueError(
+            f"expected a list of layers, got the string {layers!r}: write [{layers!r}]"
+        )
+    names, order = [], list(known)
+    for layer in layers:
+        within = isinstance(layer, int) and -len(order) <= layer < len(order)
+        name = order[layer] if within else layer
+        if name not in known:
+            raise ValueError(f"layer {layer!r} not found; this network has: {', '.join(known)}")
+        names.append(name)
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"expected at least one layer, each once, got {names}")
+    return [known[name] for name in names]
+
+
+@contextmanager
+def replaced(
+    model: nn.Module, layers: Iterable[str | int], function: Attend, rows: slice = slice(None)
+) -> Iterator[None]:
+    """Replace the attention of some layers, for some samples of the batch, inside a ``with``.
+
+    ``function(queries, keys, values, grid)`` stands in for :func:`attend`. Where two blocks reach
+    for one sample of one layer, the inner one holds.
+
+    Shapes:  as for :func:`attend`, for the chosen rows alone.
+    Limits:  a function equal to :func:`attend` changes nothing.
+    Errors:  those of :func:`chosen_layers`. The layers are restored on every way out.
+    Source:  what PAG (Ahn et al. 2024, sec. 4.1) and SEG (Hong 2024, sec. 4) do, made explicit.
+    """
+    chosen = chosen_layers(model, layers)
+    entry = (function, rows)
+    for layer in chosen:
+        layer.replacements.append(entry)
+    try:
+        yield
+    finally:
+        for layer in chosen:
+            layer.replacements.remove(entry)
+
+
+@contextmanager
+def recorded(model: nn.Module, layers: Iterable[str | int]) -> Iterator[dict[str, list[Tensor]]]:
+    """Read the attention weights of some layers inside a ``with``.
+
+    Shapes:  the result maps each layer's name to one tensor [n, heads, tokens, tokens] a call.
+    Limits:  reading changes nothing. The weights are those that the layer's own queries and keys
+             give, for all samples, also where they are replaced.
+    Errors:  those of :func:`chosen_layers`. The layers are left as they were on every way out.
+    """
+    chosen = chosen_layers(model, layers)
+    maps: dict[str, list[Tensor]] = {layer.name: [] for layer in chosen}
+    for layer in chosen:
+        layer.readers.append(maps[layer.name])
+    try:
+        yield maps
+    finally:
+        for layer in chosen:
+            # by identity: equal lists of tensors cannot be compared
+            layer.readers[:] = [r for r in layer.readers if r is not maps[layer.name]]
