@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,13 @@ def attend(
     return attention_weights(queries, keys) @ values
 
 
+class Map(NamedTuple):
+    """What was read: weights [n, heads, tokens, tokens] and the grid (height, width) or None."""
+
+    weights: Tensor
+    grid: tuple[int, int] | None
+
+
 class SelfAttention(nn.Module):
     """Tokens in, tokens out, with names and taps for those who guide.
 
@@ -60,7 +68,8 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.replacements: list[tuple[Attend, slice]] = []
-        self.readers: list[list[Tensor]] = []
+        self.readers: list[list[Map]] = []
+        self.fork: tuple[Attend, int] | None = None
 
     def forward(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Return what the tokens take from each other."""
@@ -70,13 +79,20 @@ class SelfAttention(nn.Module):
         parts = self.qkv(tokens).reshape(n, count, 3, self.heads, channels // self.heads)
         queries, keys, values = parts.permute(2, 0, 3, 1, 4)
         for reader in self.readers:
-            reader.append(attention_weights(queries, keys).detach())
+            reader.append(Map(attention_weights(queries, keys).detach(), grid))
         mixed = self._mix(queries, keys, values, grid)
-        return self.out(mixed.transpose(1, 2).reshape(n, count, channels))
+        return self.out(mixed.transpose(1, 2).reshape(len(mixed), count, channels))
 
     def _mix(
         self, queries: Tensor, keys: Tensor, values: Tensor, grid: tuple[int, int] | None
     ) -> Tensor:
+        if self.fork is not None:
+            function, rows = self.fork
+            parts = queries[-rows:], keys[-rows:], values[-rows:]
+            if len(queries) not in (rows, 2 * rows):
+                raise ValueError(f"expected {rows} samples to fork, got {len(queries)}")
+            first = attend(queries[:rows], keys[:rows], values[:rows], grid)
+            return torch.cat([first, self._checked(function(*parts, grid), parts[2])])
         if not self.replacements:
             return attend(queries, keys, values, grid)
         owner = torch.full((len(queries),), -1)
@@ -87,13 +103,16 @@ class SelfAttention(nn.Module):
             chosen = (owner == number).to(values.device)
             function = attend if number < 0 else self.replacements[number][0]
             result = function(queries[chosen], keys[chosen], values[chosen], grid)
-            if result.shape != values[chosen].shape:
-                raise ValueError(
-                    f"the replacement in layer {self.name!r} returned {list(result.shape)},"
-                    f" expected {list(values[chosen].shape)}"
-                )
-            mixed[chosen] = result.to(mixed.dtype)
+            mixed[chosen] = self._checked(result, values[chosen])
         return mixed
+
+    def _checked(self, result: Tensor, values: Tensor) -> Tensor:
+        if result.shape != values.shape:
+            raise ValueError(
+                f"the replacement in layer {self.name!r} returned {list(result.shape)},"
+                f" expected {list(values.shape)}"
+            )
+        return result.to(values.dtype)
 
 
 def attention_layers(model: nn.Module) -> dict[str, SelfAttention]:
@@ -159,16 +178,51 @@ def replaced(
 
 
 @contextmanager
-def recorded(model: nn.Module, layers: Iterable[str | int]) -> Iterator[dict[str, list[Tensor]]]:
+def forked(
+    model: nn.Module, layers: Iterable[str | int], function: Attend, rows: int
+) -> Iterator[None]:
+    """Let a network answer twice in one pass: as it is, and with some layers replaced.
+
+    At the first chosen layer the batch of ``rows`` samples doubles; what lies before it is computed
+    once for both answers. The network's result has 2 rows samples: the plain ones, then the others.
+    The network hands on what it kept from before the fork with :func:`as_many`.
+
+    Errors:  those of :func:`chosen_layers`; ValueError where a chosen layer is replaced or forked
+             already. The layers are restored on every way out.
+    """
+    chosen = chosen_layers(model, layers)
+    for layer in chosen:
+        if layer.fork is not None or layer.replacements:
+            raise ValueError(f"layer {layer.name!r} is replaced already and cannot be forked")
+    for layer in chosen:
+        layer.fork = (function, rows)
+    try:
+        yield
+    finally:
+        for layer in chosen:
+            layer.fork = None
+
+
+def as_many(value: Tensor, like: Tensor) -> Tensor:
+    """Repeat a batch that is older than a fork, so that it goes with one that is younger.
+
+    Shapes:  value [n, ...], like [k n, ...]; result [k n, ...].
+    """
+    copies = len(like) // len(value)
+    return value if copies == 1 else value.repeat(copies, *[1] * (value.dim() - 1))
+
+
+@contextmanager
+def recorded(model: nn.Module, layers: Iterable[str | int]) -> Iterator[dict[str, list[Map]]]:
     """Read the attention weights of some layers inside a ``with``.
 
-    Shapes:  the result maps each layer's name to one tensor [n, heads, tokens, tokens] a call.
+    Shapes:  the result maps each layer's name to one :class:`Map` a call.
     Limits:  reading changes nothing. The weights are those that the layer's own queries and keys
              give, for all samples, also where they are replaced.
     Errors:  those of :func:`chosen_layers`. The layers are left as they were on every way out.
     """
     chosen = chosen_layers(model, layers)
-    maps: dict[str, list[Tensor]] = {layer.name: [] for layer in chosen}
+    maps: dict[str, list[Map]] = {layer.name: [] for layer in chosen}
     for layer in chosen:
         layer.readers.append(maps[layer.name])
     try:

@@ -183,9 +183,13 @@ class Preconditioned(nn.Module):
             condition = condition.to(weight.device)
         inputs = (x * total.rsqrt()).to(weight), c_noise.to(weight), condition
         raw = self.network(*inputs, **extra).to(x)
-        if raw.shape != x.shape:
+        skipped = c_skip * x
+        if raw.shape == x.shape:
+            return skipped + c_out * raw
+        # A network may answer k times in one pass (guidance_edu.attention.forked): [k n, ...].
+        if raw.shape[1:] != x.shape[1:] or not len(x) or len(raw) % len(x):
             raise ValueError(f"the network returned {list(raw.shape)} for x {list(x.shape)}")
-        return c_skip * x + c_out * raw
+        return (skipped + c_out * raw.unflatten(0, (-1, len(x)))).flatten(0, 1)
 
 
 def _check_level(x: Tensor, level: float | Tensor, name: str) -> Tensor:

@@ -7,10 +7,12 @@ from torch.nn import functional as F
 
 from guidance_edu.attention import (
     SelfAttention,
+    as_many,
     attend,
     attention_layers,
     attention_weights,
     chosen_layers,
+    forked,
     recorded,
     replaced,
 )
@@ -26,7 +28,8 @@ class Stack(nn.Module):
 
     def forward(self, x, grid=None):
         for layer in self.layers:
-            x = x + layer(x, grid)
+            mixed = layer(x, grid)
+            x = as_many(x, mixed) + mixed
         return x
 
 
@@ -166,12 +169,13 @@ def test_reading_returns_each_layers_map_and_changes_nothing(stack, tokens):
     plain = stack(tokens)
     with recorded(stack, ["enc.8.0", "dec.8.0"]) as maps:
         assert torch.equal(stack(tokens), plain)
-        stack(tokens)
+        stack(tokens, (2, 3))
     assert list(maps) == ["enc.8.0", "dec.8.0"] and [len(m) for m in maps.values()] == [2, 2]
     layer = stack.layers[0]
     q, k, _ = layer.qkv(tokens).reshape(5, 6, 3, 3, 4).permute(2, 0, 3, 1, 4)
-    torch.testing.assert_close(maps["enc.8.0"][0], attention_weights(q, k).detach())
-    assert not maps["enc.8.0"][0].requires_grad
+    torch.testing.assert_close(maps["enc.8.0"][0].weights, attention_weights(q, k).detach())
+    assert not maps["enc.8.0"][0].weights.requires_grad
+    assert [m.grid for m in maps["dec.8.0"]] == [None, (2, 3)]
 
 
 def test_two_readers_of_one_layer_each_get_their_own(stack, tokens):
@@ -228,3 +232,41 @@ def test_replacement_and_gradient_go_together(stack, tokens):
         stack(tokens).sum().backward()
     grads = [p.grad for p in stack.layers[1].parameters()]
     assert all(g is not None and bool(g.isfinite().all()) for g in grads)
+
+
+@pytest.mark.parametrize("layers", [["enc.8.0"], ["mid.4", "dec.8.0"], [0, 2], [-1]])
+def test_a_forked_pass_gives_both_answers(stack, tokens, layers):
+    plain = stack(tokens)
+    with replaced(stack, layers, identity):
+        other = stack(tokens)
+    with forked(stack, layers, identity, len(tokens)):
+        both = stack(tokens)
+    torch.testing.assert_close(both, torch.cat([plain, other]))
+    assert torch.equal(stack(tokens), plain) and all(x.fork is None for x in stack.layers)
+
+
+def test_what_lies_before_the_fork_is_computed_once(stack, tokens):
+    rows = []
+    for layer in stack.layers:
+        layer.qkv.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    with forked(stack, ["mid.4"], identity, 5):
+        stack(tokens)
+    assert rows == [5, 5, 10]
+
+
+def test_a_fork_in_a_taken_layer_or_of_another_batch_is_refused_and_undone(stack, tokens):
+    with replaced(stack, ["mid.4"], identity):
+        with pytest.raises(ValueError, match="'mid.4' is replaced already"):
+            with forked(stack, ["enc.8.0", "mid.4"], identity, 5):
+                pass
+    assert all(x.fork is None for x in stack.layers)
+    with pytest.raises(ValueError, match="expected 4 samples to fork, got 5"):
+        with forked(stack, ["mid.4"], identity, 4):
+            stack(tokens)
+    assert all(x.fork is None for x in stack.layers)
+
+
+def test_a_batch_older_than_a_fork_is_repeated_in_order():
+    old = torch.arange(6.0).reshape(2, 3)
+    assert torch.equal(as_many(old, torch.zeros(4, 1)), torch.cat([old, old]))
+    assert as_many(old, torch.zeros(2)) is old

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from guidance_edu.attention import attention_layers, recorded, replaced
+from guidance_edu.attention import attention_layers, forked, recorded, replaced
 from guidance_edu.denoisers import Denoiser
 from guidance_edu.negatives.condition import without_condition
 from toy_models.unet import UNet, image_denoiser
@@ -126,7 +126,7 @@ def test_each_attention_layer_reaches_the_output_and_knows_its_grid():
         side = int(name.split(".")[1])
         assert sizes[name] == (side, side)
         heads = 1 if side == 16 else 2
-        assert maps[name][0].shape == (2, heads, side**2, side**2)
+        assert maps[name][0].weights.shape == (2, heads, side**2, side**2)
 
 
 def test_bfloat16_is_close_and_returns_float32():
@@ -144,3 +144,19 @@ def test_every_weight_gets_a_gradient():
     model, (x, labels) = stirred(), batch()
     model(x, 0.5, labels, augmentation=torch.rand(2, 3)).square().sum().backward()
     assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+@pytest.mark.parametrize("layer", ["enc.16.0", "mid.8", "dec.16.0"])
+def test_both_answers_of_a_forked_pass_are_those_of_two_passes(layer):
+    model, (x, labels) = stirred(), batch()
+    sigma = torch.tensor([0.3, 2.0])
+
+    def identity(queries, keys, values, grid):
+        return values
+
+    plain = model(x, sigma, labels)
+    with replaced(model, [layer], identity):
+        other = model(x, sigma, labels)
+    with forked(model, [layer], identity, len(x)):
+        both = model(x, sigma, labels)
+    torch.testing.assert_close(both, torch.cat([plain, other]), atol=1e-5, rtol=1e-5)

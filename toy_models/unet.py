@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from guidance_edu.attention import SelfAttention
+from guidance_edu.attention import SelfAttention, as_many
 from guidance_edu.denoisers import Preconditioned, check_condition
 
 AUGMENTATIONS = 3  # flip, horizontal and vertical shift: told to the network while it trains
@@ -48,7 +48,8 @@ class NoiseEmbedding(nn.Module):
 class Block(nn.Module):
     """A residual block: two convolutions, scaled and shifted by the embedding; then attention.
 
-    Shapes:  x [n, inputs, h, w]; embedding [n, width]; result [n, outputs, h, w].
+    Shapes:  x [n, inputs, h, w]; embedding [n, width]; result [n, outputs, h, w]. Where the
+             attention is forked, the result has twice as many samples.
     """
 
     def __init__(self, inputs: int, outputs: int, width: int, heads: int = 0, name: str = ""):
@@ -64,7 +65,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Return the block's output."""
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        scale, shift = self.modulation(as_many(embedding, x))[:, :, None, None].chunk(2, dim=1)
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h) * (1 + scale) + shift))
         x = self.shortcut(x) + h
@@ -73,7 +74,8 @@ class Block(nn.Module):
         n, channels, height, breadth = x.shape
         tokens = self.norm3(x).permute(0, 2, 3, 1).reshape(n, height * breadth, channels)
         mixed = self.attention(tokens, (height, breadth))
-        return x + mixed.reshape(n, height, breadth, channels).permute(0, 3, 1, 2)
+        mixed = mixed.reshape(-1, height, breadth, channels).permute(0, 3, 1, 2)
+        return as_many(x, mixed) + mixed
 
 
 class UNet(nn.Module):
@@ -176,13 +178,13 @@ class UNet(nn.Module):
         h = self.middle(h, embedding)
         for blocks, up in zip(self.decoder, self.up, strict=True):
             for block in blocks:
-                h = block((h + passed.pop()) * 0.5**0.5, embedding)
+                h = block((h + as_many(passed.pop(), h)) * 0.5**0.5, embedding)
             h = h if up is None else F.interpolate(up(h), scale_factor=2.0, mode="nearest")
         h = self.out(F.silu(self.norm(h)))
         # Three linear answers, each with a gain that the noise level sets.
         paths = torch.cat([self.linear(patches), patches], dim=1)
         paths = (paths * self.gain(embedding)[:, :, None, None]).unflatten(1, (3, 12)).sum(1)
-        return F.pixel_shuffle(h + paths, 2)
+        return F.pixel_shuffle(h + as_many(paths, h), 2)
 
 
 def image_denoiser(**options) -> Preconditioned:
