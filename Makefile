@@ -13,7 +13,7 @@ INPUTS = pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book html test lab chapters claims bench seeds mutations lint format clean
+.PHONY: help book html test lab chapters claims records bench seeds mutations lint format clean
 
 help: ## list the commands
 	@echo "make <command>   (PYTHON=python3.12 picks an interpreter, JOBS=1 runs one process at a time,"
@@ -63,6 +63,9 @@ chapters: $(VENV)/.book ## execute the chapters and store outputs and figures (w
 
 claims: $(VENV)/.book ## measure every claim and print the ledger
 	@$(PY) -m book claims $(OPTIONS)
+
+records: $(VENV)/.book ## repeat the long sweeps that chapters plot (writes tracked files; ONLY=name)
+	@$(PY) -m book records $(ONLY)
 
 bench: $(VENV)/.book ## measure speed, as ratios in one process (ONLY=tree: benchmarks of this name)
 	@$(PY) -m book bench --only "$(ONLY)"

@@ -12,6 +12,7 @@ COMMANDS = {
     "claims": "execute copies and print every claim with what was measured",
     "seeds": "check every claim at other seeds",
     "mutations": "break the code behind each claim and require that it fails",
+    "records": "repeat the long sweeps and store their results (writes tracked files)",
     "bench": "measure speed as ratios in one process",
 }
 
@@ -22,11 +23,13 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
-        if name not in ("bench", "html"):
+        if name not in ("bench", "html", "records"):
             command.add_argument("--only", default="", help="first letters of chapters: '02 03'")
             command.add_argument("--jobs", type=int, default=2, help="notebooks at a time")
         if name == "seeds":
             command.add_argument("--seeds", type=int, nargs="+", default=[1000, 2000, 3000])
+        if name == "records":
+            command.add_argument("names", nargs="*", help="sweeps; all where none is named")
         if name == "bench":
             command.add_argument("--only", default="", help="part of a benchmark's name")
     options = vars(parser.parse_args(arguments))
@@ -60,6 +63,8 @@ def _command(name: str):
         from book.seeds import main as run
     elif name == "mutations":
         from book.mutations import main as run
+    elif name == "records":
+        from book.records import main as run
     else:
         from book.bench import main as run
     return run

@@ -200,6 +200,35 @@ def tree() -> list[Row]:
     return rows
 
 
+@benchmark("key figure: the book's recipe against the published one, written plainly")
+def key_figure() -> list[Row]:
+    """Time main network and guide of the published tree from nothing, both ways.
+
+    A few steps of the published recipe are run, and their seconds multiplied; a full run is
+    recorded by ``python -m book records published_recipe``.
+    """
+    from toy_models.recipes import recipe_named, train
+    from toy_models.sweeps import record
+    from toy_models.sweeps.published_recipe import train_plainly
+
+    torch.set_num_threads(1)
+    ours, plainly, losses = 0.0, 0.0, []
+    for name in ("published-main", "published-guide"):
+        recipe, start = recipe_named(name), time.process_time()
+        _, card = train(name)
+        ours += time.process_time() - start
+        _, seconds = train_plainly(recipe.hidden, steps=4)
+        plainly += statistics.median(seconds[1:]) * recipe.steps
+        losses.append(f"{card['validation_loss']:.4f}")
+    try:
+        full = record("published_recipe").rows[0]
+        note = f"full run {full['seconds']:.0f} s, validation loss {full['validation_loss']:.4f}"
+    except FileNotFoundError:
+        note = "no full run recorded"
+    note = f"validation losses here {', '.join(losses)}; {note}"
+    return [Row("both networks from nothing, CPU seconds", ours, plainly, 50.0, note)]
+
+
 def main(only: str = "") -> int:
     """Run the benchmarks whose names hold ``only``, print them and write ``_build/bench.json``."""
     chosen = {name: run for name, run in BENCHMARKS.items() if only in name}

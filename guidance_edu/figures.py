@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -18,6 +19,8 @@ import matplotlib.pyplot as plt
 from IPython.display import display
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
 
 TRUTH, POSITIVE, NEGATIVE = "#8c8c8c", "#0072b2", "#e69f00"
 GUIDED, FAILURE = "#009e73", "#c1272d"
@@ -74,6 +77,29 @@ def panel(ax, limits: tuple[float, float, float, float] | None = None) -> None:
         side.set_visible(False)
     if limits is not None:
         ax.set(xlim=limits[:2], ylim=limits[2:])
+
+
+def photographs(ax, pixels: Tensor, columns: int = 10, names: Sequence[str] = ()) -> None:
+    """Lay photographs out in rows, one pixel of the picture for each of theirs.
+
+    Shapes:  pixels [n, h, w, 3] uint8; ``names``, one a column, stand above.
+    Errors:  ValueError when the photographs do not fill the rows, or names and columns differ.
+    """
+    if not len(pixels) or len(pixels) % columns or len(names) not in {0, columns}:
+        raise ValueError(
+            f"expected rows of {columns} photographs and as many names or none, got"
+            f" {len(pixels)} and {len(names)}"
+        )
+    framed = F.pad(pixels.permute(0, 3, 1, 2), (1, 1, 1, 1), value=255)
+    rows = framed.unflatten(0, (-1, columns)).permute(0, 3, 1, 4, 2)  # [rows, h, columns, w, 3]
+    ax.imshow(rows.flatten(2, 3).flatten(0, 1).numpy(), interpolation="nearest")
+    middle = [(k + 0.5) * framed.shape[3] for k in range(columns)]
+    ax.set(xticks=middle if names else [], yticks=[])
+    ax.set_xticklabels(names, fontsize=7)
+    ax.xaxis.tick_top()
+    ax.tick_params(length=0)
+    for side in ax.spines.values():
+        side.set_visible(False)
 
 
 def show(fig: Figure, alt: str, name: str | None = None, dpi: int = 144) -> None:

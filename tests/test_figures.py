@@ -10,6 +10,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
@@ -199,3 +200,16 @@ def test_a_panel_is_a_picture_of_the_plane():
     panel(ax, (-1.0, 2.0, -3.0, 4.0))
     assert ax.get_aspect() == 1 and (ax.get_xlim(), ax.get_ylim()) == ((-1, 2), (-3, 4))
     assert not ax.get_xticks().size and not any(s.get_visible() for s in ax.spines.values())
+
+
+def test_photographs_lie_in_rows_under_their_names():
+    pixels = (torch.arange(6 * 4 * 5 * 3) % 251).byte().reshape(6, 4, 5, 3)
+    fig, ax = figures.figure()
+    figures.photographs(ax, pixels, columns=3, names=["a", "b", "c"])
+    shown = ax.images[0].get_array()
+    assert shown.shape == (2 * 6, 3 * 7, 3)
+    assert (shown[7:11, 15:20] == pixels[5].numpy()).all() and (shown[6] == 255).all()
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["a", "b", "c"]
+    for wrong in ({"columns": 4}, {"columns": 3, "names": ["a"]}):
+        with pytest.raises(ValueError, match="expected rows of"):
+            figures.photographs(ax, pixels, **wrong)

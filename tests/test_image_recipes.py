@@ -1,7 +1,7 @@
 """From photographs to shipped weights: every recipe of the image models, on a tiny network."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ from toy_models.image_recipes import (
     train_image_model,
 )
 from toy_models.imagenet64 import Images, to_range
+from toy_models.recipes import WEIGHTS, load
 
 TINY = {"channels": (8, 8, 8), "heads": (0, 1, 1), "width": 8}
 
@@ -206,3 +207,25 @@ def test_settings_of_the_long_runs_are_those_of_the_table():
     assert IMAGE_RECIPES["imagenet64-main"].run == Settings(
         600_000, keep=(1 / 32, *(k / 16 for k in range(1, 17)))
     )
+
+
+# What is shipped
+
+
+@pytest.mark.parametrize("name", IMAGE_RECIPES)
+def test_a_shipped_model_loads_denoises_and_says_where_it_comes_from(name):
+    card = read_manifest(WEIGHTS)[name]
+    recipe = IMAGE_RECIPES[name]
+    assert card["recipe"] == json.loads(json.dumps(asdict(recipe)))
+    assert "non-commercial" in card["licence"] and len(card["data_sha256"]) == 64
+    assert card["rounding_cost"] < 1e-3 and card["classes"][0] == "n01443537"
+    assert list(card["validation_losses"]) == ["0.1", "0.3", "1", "3", "10"]
+    assert all(0.1 < value < 0.8 for value in card["validation_losses"].values())
+    model = load(name)
+    labels = torch.tensor([0, 9]) if model.network.label is not None else None
+    # A smooth picture under noise: every model finds more of it than the best linear guess does.
+    slope = torch.linspace(-1, 1, 64).expand(2, 3, 64, 64)
+    x = slope + 0.3 * torch.randn(slope.shape, generator=torch.Generator().manual_seed(0))
+    error = (model(x, 0.3, labels) - slope).square().mean()
+    linear = (x * 0.25 / (0.25 + 0.09) - slope).square().mean()
+    assert float(error) < 0.5 * float(linear)

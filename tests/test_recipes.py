@@ -14,6 +14,8 @@ from guidance_edu.checkpoints import MANIFEST, read_manifest
 from guidance_edu.settings import generator
 from toy_models import pool, recipes
 from toy_models.__main__ import main
+from toy_models.classifier import CLASSIFIER
+from toy_models.constellation_recipes import CONSTELLATION_RECIPES
 from toy_models.image_recipes import IMAGE_RECIPES
 from toy_models.mlp import MLP, tree_denoiser
 from toy_models.pool import Pool, fit, log_normal_levels, make_pool
@@ -85,9 +87,10 @@ def files(folder):
 
 
 def test_every_recipe_is_shipped_and_all_that_is_shipped_has_a_recipe():
-    assert set(CARDS) == set(RECIPES) == set(RANGES)
+    others = {*CONSTELLATION_RECIPES, *IMAGE_RECIPES, CLASSIFIER}
+    assert set(RECIPES) == set(RANGES) and set(RECIPES) <= set(CARDS) <= set(RECIPES) | others
     stored = {path.name for path in WEIGHTS.iterdir()}
-    assert stored == {f"{name}.safetensors" for name in RECIPES} | {MANIFEST}
+    assert stored == {f"{name}.safetensors" for name in CARDS} | {MANIFEST}
     assert all(name == recipe.name for name, recipe in RECIPES.items())
 
 
@@ -360,9 +363,15 @@ def test_the_network_refuses_points_of_another_dimension(shape):
 def test_list_names_every_recipe_on_a_line(capsys):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [*RECIPES, *IMAGE_RECIPES]
-    listed = [*RECIPES.values(), *IMAGE_RECIPES.values()]
-    assert all(recipe.what in line for recipe, line in zip(listed, lines, strict=True))
+    assert [line.split()[0] for line in lines] == [
+        *RECIPES,
+        *CONSTELLATION_RECIPES,
+        *IMAGE_RECIPES,
+        "imagenet64-classifier",
+    ]
+    tables = (RECIPES, CONSTELLATION_RECIPES, IMAGE_RECIPES)
+    listed = [recipe for recipes_ in tables for recipe in recipes_.values()]
+    assert all(recipe.what in line for recipe, line in zip(listed, lines[:-1], strict=True))
 
 
 def test_show_prints_the_card(capsys):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from guidance_edu.checkpoints import read_manifest
 from toy_models.classifier import CLASSIFIER
+from toy_models.constellation_recipes import CONSTELLATION_RECIPES
 from toy_models.image_commands import add_images_command, run_images_command, store_classifier
 from toy_models.image_recipes import IMAGE_RECIPES, train_image_model
 from toy_models.recipes import RECIPES, WEIGHTS, recipe_named, store
@@ -56,7 +57,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _known(name: str) -> None:
-    if name not in IMAGE_RECIPES and name != CLASSIFIER:
+    if name not in {*IMAGE_RECIPES, *CONSTELLATION_RECIPES, CLASSIFIER}:
         recipe_named(name)
 
 
@@ -65,12 +66,17 @@ def _list() -> None:
         size = f"{recipe.hidden} wide, {recipe.steps} steps"
         world = f"{recipe.tree} tree, {recipe.classes:2s}"
         print(f"{recipe.name:30s} {world} {size:22s} {recipe.what}")
+    for recipe in CONSTELLATION_RECIPES.values():
+        print(f"{recipe.name:34s} constellations, {recipe.steps} steps  {recipe.what}")
     shipped = read_manifest(WEIGHTS)
     for recipe in IMAGE_RECIPES.values():
         card = shipped.get(recipe.name)
         state = f"{card['bytes'] / 1e6:.1f} MB" if card else "not shipped"
         seen = f"{recipe.run.images // 1000}k images"
         print(f"{recipe.name:30s} 64x64 photographs {seen:12s} {state:12s} {recipe.what}")
+    card = shipped.get(CLASSIFIER)
+    state = f"{card['bytes'] / 1e6:.1f} MB" if card else "not shipped"
+    print(f"{CLASSIFIER:30s} 64x64 photographs {'256k images':12s} {state:12s} accuracy, features")
 
 
 def _train(name: str, options: argparse.Namespace) -> None:

@@ -246,6 +246,29 @@ def wrong_level_factor(w: float, delta: float) -> float:
     return math.exp((w - 1) * delta)
 
 
+def wrong_level_noise_factor(w: float, delta: float, s: float, sigma_max: float) -> float:
+    """Return the factor on the std where a predictor of noise believes the level is sigma e^delta.
+
+    The negative answers epsilon(x, sigma e^delta), and the sampler, which knows sigma, reads it as
+    the clean sample x - sigma epsilon. Samples start from noise at sigma_max.
+
+        sqrt((1 + r^2 e^(2 delta))^(1 / e^delta) / (1 + r^2))^(w - 1),     r = sigma_max / s
+
+    Units:   s and sigma_max in data units.
+    Limits:  1 for w = 1 or delta = 0. A negative that believes in more noise (delta > 0) narrows
+             the samples, and the more the higher sigma_max is: its ten-fold multiplies the factor
+             by 10^(-(w - 1)(1 - e^(-delta))), without end. Opposite to ``wrong_level_factor``.
+    Errors:  ValueError for numbers that are not finite, or s or sigma_max not above 0.
+    Source:  own derivation for Sadat et al. 2025 (time-step guidance); the ODE is linear.
+    Chapter: 08_time_step_guidance
+    """
+    _check(w=w, delta=delta)
+    _check_positive(s=s, sigma_max=sigma_max)
+    log_ratio = 2 * math.log(sigma_max / s)
+    told = math.exp(-delta) * _log_one_plus_exp(log_ratio + 2 * delta)
+    return math.exp((w - 1) * (told - _log_one_plus_exp(log_ratio)) / 2)
+
+
 def icg_mean(
     w: float, m: float, means: Sequence[float], weights: Sequence[float] | None = None
 ) -> float:
@@ -351,6 +374,10 @@ def _blurred_variances(s2: float, h2: float, k: float) -> tuple[float, float]:
     if h2 < 0 or k < 0:
         raise ValueError(f"expected h2 and k of at least 0, got h2={h2} and k={k}")
     return s2 + h2, s2 + k * h2
+
+
+def _log_one_plus_exp(value: float) -> float:
+    return max(value, 0.0) + math.log1p(math.exp(-abs(value)))
 
 
 def _class_moments(means: Sequence[float], weights: Sequence[float] | None) -> tuple[float, float]:

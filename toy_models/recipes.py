@@ -17,6 +17,11 @@ import torch
 from guidance_edu.checkpoints import load_weights, save_weights
 from guidance_edu.denoisers import Preconditioned
 from guidance_edu.settings import device, generator, seed_shift
+from toy_models.constellation_recipes import (
+    CONSTELLATION_RECIPES,
+    load_constellation_model,
+    store_constellation_model,
+)
 from toy_models.image_recipes import IMAGE_RECIPES, load_image_model
 from toy_models.mlp import tree_denoiser
 from toy_models.pool import Pool, fit, make_pool
@@ -65,7 +70,7 @@ RECIPES = {
 def recipe_named(name: str) -> Recipe:
     """Return a recipe. Errors: KeyError for an unknown name; the message lists all."""
     if name not in RECIPES:
-        known = ", ".join([*RECIPES, *IMAGE_RECIPES])
+        known = ", ".join([*RECIPES, *CONSTELLATION_RECIPES, *IMAGE_RECIPES])
         raise KeyError(f"unknown recipe {name!r}; expected one of: {known}")
     return RECIPES[name]
 
@@ -122,12 +127,14 @@ def train(name: str) -> tuple[Preconditioned, dict]:
 def load(name: str) -> Preconditioned:
     """Return a trained model on the book's device: shipped weights, or trained at a shifted seed.
 
-    Limits:  64x64 models are the shipped ones at every seed.
+    Limits:  constellation and 64x64 models are the shipped ones at every seed.
     Errors:  KeyError for an unknown recipe; FileNotFoundError or ValueError for missing, damaged
              or misfitting weights.
     """
     if name in IMAGE_RECIPES:
         return load_image_model(name, WEIGHTS)
+    if name in CONSTELLATION_RECIPES:
+        return load_constellation_model(name, WEIGHTS)
     recipe = recipe_named(name)
     if seed_shift():
         return train(name)[0].to(device())
@@ -142,6 +149,8 @@ def store(name: str, folder: Path = WEIGHTS) -> Path:
     """
     if seed_shift() and Path(folder).resolve() == WEIGHTS:
         raise ValueError(f"expected GUIDANCE_EDU_SEED=0 for shipped weights, got {seed_shift()}")
+    if name in CONSTELLATION_RECIPES:
+        return store_constellation_model(name, folder)
     model, card = train(name)
     return save_weights(folder, name, model, card)
 

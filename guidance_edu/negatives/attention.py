@@ -42,7 +42,10 @@ class PerturbedAttention:
     def pair(
         self, x: Tensor, sigma: float | Tensor, condition: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return positive and negative from one pass, which parts at the first chosen layer."""
+        """Return positive and negative from one pass, which parts at the first chosen layer.
+
+        Shapes:  as for a denoiser, twice.
+        """
         with forked(self.model, self.layers, self.rule, len(x)):
             both = self.model(x, sigma, condition)
         return both[: len(x)], both[len(x) :]
@@ -101,17 +104,29 @@ def smoothed_attention(
 
 
 def keep_values(queries: Tensor, keys: Tensor, values: Tensor, grid=None) -> Tensor:
-    """Identity attention: each token keeps its own value."""
+    """Identity attention: each token keeps its own value.
+
+    Shapes:  as :func:`guidance_edu.attention.attend`.
+    Chapter: 10_perturbed_attention
+    """
     return values
 
 
 def no_values(queries: Tensor, keys: Tensor, values: Tensor, grid=None) -> Tensor:
-    """No attention: each token takes nothing, not even its own value."""
+    """No attention: each token takes nothing, not even its own value.
+
+    Shapes:  as :func:`guidance_edu.attention.attend`.
+    Chapter: 10_perturbed_attention
+    """
     return torch.zeros_like(values)
 
 
 def average_values(queries: Tensor, keys: Tensor, values: Tensor, grid=None) -> Tensor:
-    """Uniform attention: each token takes the average of all."""
+    """Uniform attention: each token takes the average of all.
+
+    Shapes:  as :func:`guidance_edu.attention.attend`.
+    Chapter: 10_perturbed_attention
+    """
     return values.mean(-2, keepdim=True).expand_as(values)
 
 

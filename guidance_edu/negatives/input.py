@@ -43,6 +43,9 @@ class BlurredInput:
 
         The negative is x - sigma times the noise that the model finds in the blurred input, so
         that the difference of the two is taken in noise, as published.
+
+        Shapes:  as for a denoiser, twice.
+        Errors:  ValueError for sigma = 0, where there is no noise to put back.
         """
         with recorded(self.model, [self.layer]) as maps:
             positive = self.model(x, sigma, condition)
@@ -99,6 +102,7 @@ def blur_image(x: Tensor, sigma: float, taps: int | None = None) -> Tensor:
     Shapes:  x, result [n, c, h, w].
     Units:   sigma in pixels; taps an odd number, by default the one next to 6 sigma.
     Limits:  sigma -> 0 changes nothing; infinity leaves the mean.
+    Chapter: 09_self_attention_guidance
     """
     rows, columns = (blur_matrix(size, sigma, taps=taps).to(x) for size in x.shape[-2:])
     return rows @ x @ columns.T
@@ -115,7 +119,11 @@ def attention_mask(estimate: Tensor, received: Tensor) -> Tensor:
 
 
 def whole_mask(estimate: Tensor, received: Tensor) -> Tensor:
-    """Mark everything: plain blur guidance. Shapes: as :func:`attention_mask`."""
+    """Mark everything: plain blur guidance.
+
+    Shapes:  as :func:`attention_mask`.
+    Chapter: 09_self_attention_guidance
+    """
     return torch.ones_like(estimate[:, :1])
 
 
@@ -123,6 +131,7 @@ def square_mask(estimate: Tensor, received: Tensor) -> Tensor:
     """Mark the tokens nearest to the centre, as many as attention would mark.
 
     Shapes:  as :func:`attention_mask`.
+    Chapter: 09_self_attention_guidance
     """
     height, width = received.shape[1:]
     rows = (torch.arange(height, device=received.device) + 0.5) / height - 0.5
@@ -132,7 +141,10 @@ def square_mask(estimate: Tensor, received: Tensor) -> Tensor:
 
 
 def random_mask(rng: torch.Generator) -> Mask:
-    """Return the mask that marks random tokens, as many as attention would mark."""
+    """Return the mask that marks random tokens, as many as attention would mark.
+
+    Chapter: 09_self_attention_guidance
+    """
 
     def mask(estimate: Tensor, received: Tensor) -> Tensor:
         scores = torch.rand(received.shape, generator=rng).to(received)
@@ -163,6 +175,7 @@ def detail(x: Tensor, cutoff: float, grid: tuple[int, int]) -> Tensor:
 
     Shapes:  x [n, c, h, w]; grid (gh, gw) that divides h and w; result [n, gh, gw].
     Units:   root mean square of what lies above ``cutoff`` cycles a pixel.
+    Chapter: 09_self_attention_guidance
     """
     spectrum = torch.fft.rfft2(x.float())
     rows = torch.fft.fftfreq(x.shape[-2], device=x.device)

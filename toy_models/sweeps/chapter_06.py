@@ -1,0 +1,127 @@
+"""The records of chapter 06: guides made from own samples, and models that eat their own samples.
+
+``sims``         one auxiliary model, one weight: how the guided samples are
+``generations``  a chain of models, each trained on samples of the one before
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from guidance_edu.guidance import Guided
+from guidance_edu.metrics import branch_histogram, density_floor, fraction_below, total_variation
+from guidance_edu.samplers import noise_levels, sample
+from guidance_edu.settings import device, generator, seed_shift
+from toy_models.mlp import tree_denoiser
+from toy_models.own_samples import fine_tune, own_samples
+from toy_models.recipes import load
+from toy_models.sweeps import grid, sweep
+from toy_models.tree import own_tree
+
+NUMBER = 32768  # samples that an auxiliary model learns from
+SCRATCH = 5e-3  # learning rate of a network that starts from nothing
+BUDGETS = [10, 30, 100, 300, 1000]
+
+
+def quality(x: Tensor) -> dict[str, float]:
+    """Measure samples of the tree: shares outside and astray, distance of branch shares.
+
+    Shapes:  x [n, 2].
+    """
+    tree = own_tree()
+    world, truth = tree.mixture("A"), tree.branch_weights()
+    sharp, blurred = _floors(seed_shift())
+    return {
+        "outside": fraction_below(world.log_density, x, sharp),
+        "astray": fraction_below(world.log_density, x, blurred, 0.03),
+        "branches": total_variation(branch_histogram(tree.branches(x), len(truth)), truth),
+    }
+
+
+@sweep(
+    "sims",
+    seeds=(1000, 2000, 3000),
+    settings=[
+        {"auxiliary": "own", "budget": 0, "w": 1.0},
+        *grid(auxiliary=["own"], budget=[100, 300, 1000], w=[0.0, 1.5, 2.0, 3.0, 4.0, 6.0]),
+        *grid(auxiliary=["own"], budget=[10, 30], w=[2.0, 3.0, 4.0]),
+        *grid(
+            auxiliary=["real", "few", "scratch-own", "scratch-real"],
+            budget=[1000],
+            w=[0.0, 2.0, 3.0, 4.0],
+        ),
+    ],
+)
+def sims(auxiliary: str, budget: int, w: float) -> dict[str, float]:
+    """Samples of the main model guided by an auxiliary one; w = 0 is the auxiliary alone."""
+    start = own_tree().mixture("A").sample(8192, generator(51), sigma=5.0).float().to(device())
+    model = load("tree-main")
+    if w != 1:
+        model = Guided(model, _auxiliary(auxiliary, budget, seed_shift()), w)
+    return quality(sample(model, start, noise_levels(32, sigma_max=5.0)).cpu())
+
+
+@cache
+def _auxiliary(kind: str, budget: int, shifted_seed: int):
+    points, main = _points(kind, shifted_seed), load("tree-main")
+    if not kind.startswith("scratch"):
+        return fine_tune(main, points, budget, generator(62))
+    return fine_tune(_untrained(77), points, budget, generator(62), learning_rate=SCRATCH)
+
+
+@cache
+def _points(kind: str, shifted_seed: int) -> Tensor:
+    real = own_tree().mixture("A").sample(NUMBER, generator(60)).float()
+    if kind.endswith("real"):
+        return real
+    if kind == "few":
+        return _points("own", shifted_seed)[:1000]
+    return own_samples(load("tree-main"), real, NUMBER, generator(61))
+
+
+def _untrained(seed: int):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + seed_shift())
+        return tree_denoiser(64)
+
+
+@sweep(
+    "generations",
+    seeds=(1000, 2000, 3000),
+    settings=grid(how=["naive", "fresh", "sims"], generation=[0, 1, 2, 3, 4, 5]),
+)
+def generations(how: str, generation: int) -> dict[str, float]:
+    """Quality of 16384 samples of a model trained on the samples of the generation before."""
+    return quality(_generation(how, generation, seed_shift()))
+
+
+@cache
+def _generation(how: str, generation: int, shifted_seed: int) -> Tensor:
+    """Samples of one generation: the first learns from real data, each next from the last's."""
+    world, n = own_tree().mixture("A"), 16384
+    if generation == 0:
+        points = world.sample(n, generator(70)).float()
+    else:
+        points = _generation(how, generation - 1, shifted_seed)
+        if how == "fresh":
+            points = torch.cat([points, world.sample(n // 4, generator(80 + generation)).float()])
+    rng = generator(90 + generation)
+    options = {"learning_rate": SCRATCH, "batch": 512, "decay": 512.0}
+    model = fine_tune(_untrained(100 + generation), points, 1500, rng, **options)
+    if how == "sims":
+        own = own_samples(model, points, 2 * n, rng)
+        model = Guided(model, fine_tune(model, own, 1000, rng, batch=512), 3.0)
+    return own_samples(model, points, n, rng)
+
+
+@cache
+def _floors(shifted_seed: int) -> tuple[float, float]:
+    world = own_tree().mixture("A")
+    truth = world.sample(20000, generator(52))
+    return (
+        density_floor(world.log_density, truth),
+        density_floor(world.log_density, truth, sigma=0.03),
+    )
