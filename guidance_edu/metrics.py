@@ -328,6 +328,7 @@ def frechet_distance_from_moments(
     Errors:  ValueError for wrong shapes, values that are not finite, covariances that are not
              symmetric or have a negative eigenvalue beyond rounding.
     Source:  Dowson & Landau 1982; Bhatia, Jain & Lim 2019 (the orthogonal form).
+    Chapter: 90_image_models
     """
     d = mean_x.shape[-1] if mean_x.dim() else 0
     names = ("mean_x", "covariance_x", "mean_y", "covariance_y")
