@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument("--seeds", type=int, nargs="+", default=[1000, 2000, 3000])
         if name == "records":
             command.add_argument("names", nargs="*", help="sweeps; all where none is named")
+            command.add_argument("--show", action="store_true", help="print what is stored")
         if name == "bench":
             command.add_argument("--only", default="", help="part of a benchmark's name")
     options = vars(parser.parse_args(arguments))

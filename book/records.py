@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from book import BUILD, ROOT
 from guidance_edu.settings import device
-from toy_models.sweeps import RECORDS, Sweep, all_sweeps, measure, sweep_named
+from toy_models.sweeps import RECORDS, Sweep, all_sweeps, measure, record, sweep_named
 
 
 def made_with() -> dict[str, str]:
@@ -82,14 +82,40 @@ def run(sweep: Sweep, folder: Path = RECORDS, keep: Path = BUILD / "records") ->
     return path
 
 
-def main(names: Sequence[str] = ()) -> int:
-    """Run the named sweeps, or all that are not marked as long."""
+def table(name: str) -> str:
+    """Return a stored record as text, without measuring anything.
+
+    Columns that only serve to compare two rows (``without_0`` ...) are left out.
+
+    Errors:  FileNotFoundError where the record has not been made.
+    """
+    stored = record(name)
+    columns = [key for key in stored.rows[0] if not key.rpartition("_")[2].isdigit()]
+    cells = [[_shown(row[key]) for key in columns] for row in stored.rows]
+    wide = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    lines = [
+        "  ".join(cell.rjust(size) for cell, size in zip(line, wide, strict=True))
+        for line in [columns, *cells]
+    ]
+    made = ", ".join(f"{key} {value}" for key, value in stored.made.items())
+    return "\n".join([stored.what, made, *lines])
+
+
+def _shown(value: float | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def main(names: Sequence[str] = (), show: bool = False) -> int:
+    """Run the named sweeps, or all that are not marked as long; or show what is stored of them."""
     try:
         chosen = [sweep_named(name) for name in names] or [
             sweep for sweep in all_sweeps().values() if not sweep.long
         ]
     except KeyError as error:
         raise ValueError(error.args[0]) from None
+    if show:
+        print("\n\n".join(table(sweep.name) for sweep in chosen))
+        return 0
     torch.set_num_threads(1)  # what the chapters use
     for sweep in chosen:
         start = time.perf_counter()

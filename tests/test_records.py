@@ -155,3 +155,18 @@ def test_a_long_sweep_runs_only_where_it_is_named(sweep, monkeypatch, capsys):
     assert "toy" in ran and "toy_long" not in ran
     assert records.main(["toy_long"]) == 0
     assert ran[-1] == "toy_long"
+
+
+def test_a_record_is_shown_as_it_is_stored_and_nothing_is_measured(capsys, monkeypatch):
+    monkeypatch.setattr(records, "run", lambda sweep: pytest.fail("measured"))
+    assert records.main(["image_models"], show=True) == 0
+    what, made, head, *rows = capsys.readouterr().out.splitlines()
+    stored = sweeps.record("image_models")
+    assert what == stored.what and f"torch {stored.made['torch']}" in made
+    assert {"model", "fd", "fd_noise", "accuracy"} <= set(head.split())
+    assert not any(name.startswith("without") for name in head.split())
+    assert [row.split()[1] for row in rows] == [row["model"] for row in stored.rows]
+    place = head.split().index("fd")
+    assert [float(row.split()[place]) for row in rows] == pytest.approx(
+        [row["fd"] for row in stored.rows], rel=1e-3
+    )

@@ -86,6 +86,8 @@ def _train(name: str, options: argparse.Namespace) -> None:
         return
     if name in IMAGE_RECIPES:
         path = train_image_model(name, options.data, options.runs, options.out, options.until)
+        if path is None and options.until is None:
+            return  # one of several processes, and not the one that stores
         if path is None:
             print(f"{name}: stopped at step {options.until}; the same command goes on")
             return

@@ -225,7 +225,8 @@ def train_image_model(
 ) -> Path | None:
     """Train a recipe, or go on with it; at its end write the weights and return their path.
 
-    Units:   ``until`` is a step at which to stop for now; the result is then None.
+    Units:   ``until`` is a step at which to stop for now; the result is then None, as it is in all
+             processes but the first.
     Errors:  as :func:`begin`; FileNotFoundError for an early average whose run was not made;
              ValueError at a shifted seed, at which these models are not trained anew.
     """
@@ -236,8 +237,8 @@ def train_image_model(
         return _store_early(recipe, data, runs, weights)
     run = begin(name, data, runs, weights)
     run.train(until)
-    if run.step < recipe.run.steps:
-        return None
+    if run.step < recipe.run.steps or not run.accelerator.is_main_process:
+        return None  # of several processes one stores what all have trained
     images = run.images
     model = run.average(WIDTH)
     card = {"seconds": round(run.seconds), "data_sha256": run.data}
