@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from book import BUILD, ROOT
+from guidance_edu.checkpoints import write_whole
 from guidance_edu.settings import device
 from toy_models.sweeps import RECORDS, Sweep, all_sweeps, measure, record, sweep_named
 
@@ -164,11 +165,5 @@ def _write(head: dict, rows: list[list], path: Path) -> Path:
     lines = ",\n".join("  " + json.dumps(row) for row in rows)
     text = json.dumps(head, indent=1)[:-2] + ',\n "rows": [\n' + lines + "\n ]\n}\n"
     json.loads(text)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole({path: text.encode()})
     return path

@@ -34,6 +34,14 @@ def device() -> torch.device:
     return torch.device("cuda" if name != "cpu" and available else "cpu")
 
 
+def quick_bf16() -> bool:
+    """Say whether the book's device computes faster in bfloat16 than in float32."""
+    if device().type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    known = torch.cpu.get_capabilities()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
 def seed_shift() -> int:
     """Return the number that is added to every seed of the book.
 

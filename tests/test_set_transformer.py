@@ -5,7 +5,9 @@ import torch
 
 from guidance_edu.attention import attention_layers, recorded, replaced
 from guidance_edu.denoisers import Denoiser
+from guidance_edu.guidance import Guided
 from guidance_edu.negatives import without_condition
+from guidance_edu.negatives.attention import identity_attention
 from toy_models.set_transformer import SetTransformer, constellation_denoiser
 
 SMALL = {"width": 16, "heads": 2}
@@ -114,3 +116,15 @@ def test_every_weight_gets_a_gradient():
     model(x, 0.5, labels).square().sum().backward()
     missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert missing == [] and model.network.label.weight.grad[4].eq(0).all()
+
+
+@pytest.mark.parametrize("layers", [["block.0"], ["block.1", "block.2"], [-1]])
+def test_one_pass_that_forks_gives_what_two_passes_give(layers):
+    model, (x, labels) = stirred(), batch()
+    negative, sigma = identity_attention(model, layers), torch.tensor([0.1, 0.5, 3.0])
+    positive, other = negative.pair(x, sigma, labels)
+    torch.testing.assert_close(positive, model(x, sigma, labels))
+    torch.testing.assert_close(other, negative(x, sigma, labels))
+    assert not torch.allclose(positive, other)
+    guided = Guided(model, negative, 1.5)(x, sigma, labels)
+    torch.testing.assert_close(guided, positive + 0.5 * (positive - other))

@@ -19,7 +19,7 @@ from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 
 from guidance_edu.checkpoints import load_weights, read_safetensors, write_whole
-from guidance_edu.settings import device, progress
+from guidance_edu.settings import device, progress, quick_bf16
 from toy_models.imagenet64 import BOOK, FIFTY, Images, load, to_range, wnids_of
 
 CLASSIFIER = "imagenet64-classifier"
@@ -202,7 +202,7 @@ def train_classifier(
             warm, left = (step + 1) / (0.05 * steps), (steps - step) / (0.95 * steps)
             group["lr"] = learning_rate * min(warm, left, 1.0)
         model.train()
-        with torch.autocast(device().type, torch.bfloat16, enabled=_bfloat16()):
+        with torch.autocast(device().type, torch.bfloat16, enabled=quick_bf16()):
             logits = model(x.contiguous(memory_format=torch.channels_last))
             labels = images.labels[rows].to(device())
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=0.1)
@@ -243,11 +243,6 @@ def _rows(pool: Tensor, step: int, batch: int, seed: int) -> Tensor:
         order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed + turn))
         rows += pool[order[place : place + batch - len(rows)]].tolist()
     return torch.tensor(rows)
-
-
-def _bfloat16() -> bool:
-    known = torch.cpu.get_capabilities()
-    return device().type == "cuda" or bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def _keep(

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from guidance_edu.checkpoints import load_weights, read_safetensors, save_weights, write_whole
 from guidance_edu.denoisers import Denoiser, Preconditioned
 from guidance_edu.samplers import noise_levels, sample
-from guidance_edu.settings import device, progress, seed_shift
+from guidance_edu.settings import device, progress, quick_bf16, seed_shift
 from guidance_edu.training import SNAPSHOTS, Batches, Run, Settings, validation_losses
 from toy_models.imagenet64 import BOOK, Images, load, to_pixels, to_range
 from toy_models.unet import image_denoiser
@@ -78,14 +78,6 @@ def image_recipe_named(name: str) -> ImageRecipe:
         known = ", ".join(IMAGE_RECIPES)
         raise KeyError(f"unknown image recipe {name!r}; expected one of: {known}")
     return IMAGE_RECIPES[name]
-
-
-def quick_bf16() -> bool:
-    """Say whether the book's device computes faster in bfloat16 than in float32."""
-    if device().type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    known = torch.cpu.get_capabilities()
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def new_model(recipe: ImageRecipe) -> Preconditioned:

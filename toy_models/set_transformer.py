@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from guidance_edu.attention import SelfAttention
-from guidance_edu.denoisers import Preconditioned, check_condition
+from guidance_edu.attention import SelfAttention, as_many
+from guidance_edu.denoisers import Preconditioned
+from toy_models.conditioning import add_class
 from toy_models.constellations import POINTS, SHAPES, SIGMA_DATA
 from toy_models.unet import NoiseEmbedding, zeroed
 
@@ -27,11 +28,13 @@ class Block(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Return the block's output."""
         size = x.shape[-1:]
-        scale, shift, scale2, shift2 = self.modulation(embedding)[:, None].chunk(4, dim=-1)
+        modulation = self.modulation(as_many(embedding, x))[:, None]
+        scale, shift, scale2, shift2 = modulation.chunk(4, dim=-1)
         h = F.layer_norm(x, size) * (1 + scale) + shift
         # The points stand in a row; the order matters to a blur, not to attention itself.
-        x = x + self.attention(h, (1, x.shape[1]))
-        h = F.layer_norm(x, size) * (1 + scale2) + shift2
+        mixed = self.attention(h, (1, x.shape[1]))
+        x = as_many(x, mixed) + mixed
+        h = F.layer_norm(x, size) * (1 + as_many(scale2, x)) + as_many(shift2, x)
         return x + self.second(F.silu(self.first(h)))
 
 
@@ -84,22 +87,7 @@ class SetTransformer(nn.Module):
     def embed(self, noise: Tensor, condition: Tensor | None) -> Tensor:
         """Return what every block is told: the noise level and the class. Shape [n, width]."""
         embedding = self.noise(noise)
-        if self.label is None:
-            if condition is not None:
-                raise ValueError("this network knows no classes; expected condition=None")
-        else:
-            embedding = embedding + self.label(self._labels(noise, condition))
-        return F.silu(embedding)
-
-    def _labels(self, noise: Tensor, condition: Tensor | None) -> Tensor:
-        if condition is not None:
-            return check_condition(noise, condition, self.classes + (self.null_label is not None))
-        if self.null_label is None:
-            raise ValueError(
-                f"this network was trained without a null label; expected a condition of shape"
-                f" [{len(noise)}] with classes from 0 to {self.classes - 1}, got None"
-            )
-        return torch.full((len(noise),), self.null_label, device=noise.device)
+        return F.silu(add_class(embedding, self.label, condition, self.classes, self.null_label))
 
 
 def constellation_denoiser(**options) -> Preconditioned:

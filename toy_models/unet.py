@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from guidance_edu.attention import SelfAttention, as_many
-from guidance_edu.denoisers import Preconditioned, check_condition
+from guidance_edu.denoisers import Preconditioned
+from toy_models.conditioning import add_class
 
 AUGMENTATIONS = 3  # flip, horizontal and vertical shift: told to the network while it trains
 
@@ -148,24 +149,10 @@ class UNet(nn.Module):
     ) -> Tensor:
         """Return what every block is told: the noise level and the class. Shape [n, width]."""
         embedding = self.noise(noise)
-        if self.label is None:
-            if condition is not None:
-                raise ValueError("this network knows no classes; expected condition=None")
-        else:
-            embedding = embedding + self.label(self._labels(noise, condition))
+        embedding = add_class(embedding, self.label, condition, self.classes, self.null_label)
         if augmentation is not None:
             embedding = embedding + self.augmentation(augmentation)
         return F.silu(embedding)
-
-    def _labels(self, noise: Tensor, condition: Tensor | None) -> Tensor:
-        if condition is not None:
-            return check_condition(noise, condition, self.classes + (self.null_label is not None))
-        if self.null_label is None:
-            raise ValueError(
-                f"this network was trained without a null label; expected a condition of shape"
-                f" [{len(noise)}] with classes from 0 to {self.classes - 1}, got None"
-            )
-        return torch.full((len(noise),), self.null_label, device=noise.device)
 
     def _network(self, x: Tensor, embedding: Tensor) -> Tensor:
         patches = F.pixel_unshuffle(x, 2).contiguous(memory_format=torch.channels_last)

@@ -7,7 +7,6 @@ depends on what is predicted: clean samples or noise.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from guidance_edu.denoisers import Denoiser, check_sigma
 from guidance_edu.guidance import during
 from guidance_edu.negatives.submodules import output_changed, submodule
+from guidance_edu.negatives.wrapped import check_generator, with_model
 
 PREDICTIONS = ("clean", "noise")
 BETA_MIN, BETA_STEP = 0.1, 19.9  # the linear noise schedule of DDPM in continuous time
@@ -122,7 +122,7 @@ class WrongLevel:
 
     def during(self, sigma: float) -> WrongLevel:
         """Return the negative for one solver step that starts at sigma."""
-        return _with_model(self, during(self.model, sigma))
+        return with_model(self, during(self.model, sigma))
 
 
 def wrong_level(
@@ -153,7 +153,7 @@ def wrong_level(
     if predicts not in PREDICTIONS:
         raise ValueError(f"unknown prediction {predicts!r}; expected one of clean, noise")
     if spread:
-        _check_generator(rng)
+        check_generator(rng)
     return WrongLevel(model, delta, predicts, spread, rng)
 
 
@@ -215,7 +215,7 @@ class PerturbedTime:
     def during(self, sigma: float) -> PerturbedTime:
         """Return the negative for one solver step that starts at sigma."""
         model = during(self.model, sigma)
-        return self if model is self.model else _with_model(self, model)
+        return self if model is self.model else with_model(self, model)
 
 
 def perturbed_time(
@@ -244,7 +244,7 @@ def perturbed_time(
     Source:  Sadat et al. 2025 (arXiv:2407.02687), time-step guidance.
     Chapter: 08_time_step_guidance
     """
-    _check_generator(rng)
+    check_generator(rng)
     if not (0 <= scale < math.inf and 0 <= power < math.inf):
         raise ValueError(f"expected finite scale and power >= 0, got {scale} and {power}")
     submodule(model, clock)
@@ -257,16 +257,3 @@ def perturbed_time(
         if not hasattr(negative._network(), "embed"):
             raise ValueError("expected a network with embed(noise, condition) to mislead layers")
     return negative
-
-
-def _with_model(negative, model: Denoiser):
-    if model is negative.model:
-        return negative
-    other = copy.copy(negative)
-    other.model = model
-    return other
-
-
-def _check_generator(rng: object) -> None:
-    if not isinstance(rng, torch.Generator) or rng.device.type != "cpu":
-        raise TypeError(f"expected a torch.Generator on the CPU, got {rng!r}")

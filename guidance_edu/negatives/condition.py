@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
 from guidance_edu.denoisers import Denoiser
 from guidance_edu.guidance import during
 from guidance_edu.negatives.submodules import output_changed, submodule
+from guidance_edu.negatives.wrapped import check_generator, with_model
 
 
 class WithoutCondition:
@@ -138,7 +137,7 @@ class RandomCondition:
 
     def during(self, sigma: float) -> RandomCondition:
         """Return the negative for one solver step that starts at sigma."""
-        return _with_model(self, during(self.model, sigma))
+        return with_model(self, during(self.model, sigma))
 
 
 def random_condition(
@@ -192,7 +191,7 @@ class GaussianCondition:
 
     def during(self, sigma: float) -> GaussianCondition:
         """Return the negative for one solver step that starts at sigma."""
-        return _with_model(self, during(self.model, sigma))
+        return with_model(self, during(self.model, sigma))
 
     def _noise(self, embedding: Tensor) -> Tensor:
         noise = self._kept.get("noise")
@@ -226,17 +225,7 @@ def gaussian_condition(
     return GaussianCondition(model, rng, embedding, fixed)
 
 
-def _with_model(negative, model: Denoiser):
-    """Return the negative with another model, drawing from the same generator and memory."""
-    if model is negative.model:
-        return negative
-    other = copy.copy(negative)
-    other.model = model
-    return other
-
-
 def _check_call(model: Denoiser, rng: torch.Generator) -> None:
     if not callable(model):
         raise TypeError(f"expected a denoiser D(x, sigma, condition), got {type(model).__name__}")
-    if not isinstance(rng, torch.Generator) or rng.device.type != "cpu":
-        raise TypeError(f"expected a torch.Generator on the CPU, got {rng!r}")
+    check_generator(rng)

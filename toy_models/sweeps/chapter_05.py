@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from guidance_edu.guidance import Guided
-from guidance_edu.metrics import branch_histogram, density_floor, fraction_below, total_variation
 from guidance_edu.samplers import noise_levels, sample
-from guidance_edu.settings import device, generator, seed_shift
+from guidance_edu.settings import device, generator
 from toy_models.snapshots import averaged, train_with_snapshots
 from toy_models.sweeps import grid, sweep
+from toy_models.sweeps.tree_quality import quality
 from toy_models.tree import own_tree
 
 WIDTHS = [0.015, 0.03, 0.05, 0.1, 0.15, 0.2, 0.25]
@@ -22,27 +20,9 @@ WIDTHS = [0.015, 0.03, 0.05, 0.1, 0.15, 0.2, 0.25]
 )
 def ema_lengths(main: float, w: float, guide: float) -> dict[str, float]:
     """Shares outside and astray, and distance of branch shares, for widths of main and guide."""
-    tree = own_tree()
-    world = tree.mixture("A")
-    floors = _floors(seed_shift())
-    start = world.sample(8192, generator(51), sigma=5.0).float().to(device())
+    start = own_tree().mixture("A").sample(8192, generator(51), sigma=5.0).float().to(device())
     model = averaged(*train_with_snapshots("tree-main"), main)
     if w != 1:
         model = Guided(model, averaged(*train_with_snapshots("tree-guide"), guide), w)
     x = sample(model, start, noise_levels(32, sigma_max=5.0)).cpu()
-    truth = tree.branch_weights()
-    return {
-        "outside": fraction_below(world.log_density, x, floors[0]),
-        "astray": fraction_below(world.log_density, x, floors[1], 0.03),
-        "branches": total_variation(branch_histogram(tree.branches(x), len(truth)), truth),
-    }
-
-
-@cache
-def _floors(shifted_seed: int) -> tuple[float, float]:
-    world = own_tree().mixture("A")
-    truth = world.sample(20000, generator(52))
-    return (
-        density_floor(world.log_density, truth),
-        density_floor(world.log_density, truth, sigma=0.03),
-    )
+    return quality(x)

@@ -12,33 +12,18 @@ import torch
 from torch import Tensor
 
 from guidance_edu.guidance import Guided
-from guidance_edu.metrics import branch_histogram, density_floor, fraction_below, total_variation
 from guidance_edu.samplers import noise_levels, sample
 from guidance_edu.settings import device, generator, seed_shift
 from toy_models.mlp import tree_denoiser
 from toy_models.own_samples import fine_tune, own_samples
 from toy_models.recipes import load
 from toy_models.sweeps import grid, sweep
+from toy_models.sweeps.tree_quality import quality
 from toy_models.tree import own_tree
 
 NUMBER = 32768  # samples that an auxiliary model learns from
 SCRATCH = 5e-3  # learning rate of a network that starts from nothing
 BUDGETS = [10, 30, 100, 300, 1000]
-
-
-def quality(x: Tensor) -> dict[str, float]:
-    """Measure samples of the tree: shares outside and astray, distance of branch shares.
-
-    Shapes:  x [n, 2].
-    """
-    tree = own_tree()
-    world, truth = tree.mixture("A"), tree.branch_weights()
-    sharp, blurred = _floors(seed_shift())
-    return {
-        "outside": fraction_below(world.log_density, x, sharp),
-        "astray": fraction_below(world.log_density, x, blurred, 0.03),
-        "branches": total_variation(branch_histogram(tree.branches(x), len(truth)), truth),
-    }
 
 
 @sweep(
@@ -115,13 +100,3 @@ def _generation(how: str, generation: int, shifted_seed: int) -> Tensor:
         own = own_samples(model, points, 2 * n, rng)
         model = Guided(model, fine_tune(model, own, 1000, rng, batch=512), 3.0)
     return own_samples(model, points, n, rng)
-
-
-@cache
-def _floors(shifted_seed: int) -> tuple[float, float]:
-    world = own_tree().mixture("A")
-    truth = world.sample(20000, generator(52))
-    return (
-        density_floor(world.log_density, truth),
-        density_floor(world.log_density, truth, sigma=0.03),
-    )

@@ -1,8 +1,7 @@
-"""Sweeps over the 64x64 models: how good each is, and what each method does to the main one."""
+"""Sweeps over the 64x64 models: how good each is, and how near its samples lie to photographs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
 
@@ -10,14 +9,10 @@ import torch
 from torch import Tensor
 
 from guidance_edu.denoisers import Denoiser, Preconditioned
-from guidance_edu.guidance import Guided
-from guidance_edu.negatives.attention import identity_attention, smoothed_attention
-from guidance_edu.negatives.condition import without_condition
-from guidance_edu.negatives.input import blurred_input
 from guidance_edu.settings import generator, seed_shift
 from toy_models.classifier import load_classifier
 from toy_models.image_commands import DATA
-from toy_models.image_measures import Measures, compare, measure
+from toy_models.image_measures import Measures, measure
 from toy_models.image_recipes import balanced_labels, sample_images
 from toy_models.image_reference import load_reference
 from toy_models.imagenet64 import BOOK
@@ -35,30 +30,7 @@ MODELS = (
     "imagenet64-unconditional",
 )
 TABLE, SWEEP = 1000, 300  # samples; an FD depends on their number, so the two are never mixed
-START = 7000  # seed of the starting noise: the same for every model and method
-
-# method -> the negative for the main model
-NEGATIVES: dict[str, Callable[[Preconditioned], Denoiser]] = {
-    "cfg": without_condition,
-    "cfg-separate": lambda main: without_condition(cached("imagenet64-unconditional")),
-    "autoguidance-early": lambda main: cached("imagenet64-early"),
-    "autoguidance-small": lambda main: cached("imagenet64-guide"),
-    "sims": lambda main: cached("imagenet64-sims"),
-    "pag": lambda main: identity_attention(main, ["dec.16.0"]),
-    "seg": lambda main: smoothed_attention(main, ["dec.16.0"]),
-    "sag": lambda main: blurred_input(main, "dec.16.0"),
-}
-
-
-def guided(method: str, w: float) -> Denoiser:
-    """Return the main model under a method at a weight.
-
-    Errors:  KeyError for an unknown method; the message lists all.
-    """
-    if method not in NEGATIVES:
-        raise KeyError(f"unknown method {method!r}; expected one of: {', '.join(NEGATIVES)}")
-    main = cached("imagenet64-main")
-    return Guided(main, NEGATIVES[method](main), w)
+START = 7000  # seed of the starting noise: the same for every model
 
 
 @cache
@@ -88,23 +60,6 @@ def numbers(measures: Measures) -> dict[str, float]:
     parts = row.pop("without")
     kept = {key: float(value) for key, value in row.items() if key not in {"n", "seed"}}
     return kept | {f"without_{k}": float(part) for k, part in enumerate(parts)}
-
-
-def paired(row: dict, other: dict) -> tuple[float, float]:
-    """Return the difference of two rows' FD (first minus second) and its noise.
-
-    Errors:  ValueError for rows of another number of samples or another seed.
-    """
-    first, second = (_restored(each) for each in (row, other))
-    difference = compare(first, second)
-    return difference.fd, difference.noise
-
-
-def _restored(row: dict) -> Measures:
-    fields = [f for f in Measures.__dataclass_fields__ if f not in {"n", "seed", "without"}]
-    parts = tuple(row[f"without_{k}"] for k in range(10))
-    values = {field: row[field] for field in fields}
-    return Measures(n=row["n"], seed=START + row["seed"], without=parts, **values)
 
 
 @sweep("image_models", seeds=(0,), settings=grid(model=MODELS, n=[TABLE]))
