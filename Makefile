@@ -13,7 +13,7 @@ INPUTS = pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book html test lab chapters claims records bench seeds mutations lint format clean
+.PHONY: help book html test lab chapters claims records assignments bench seeds mutations lint format clean
 
 help: ## list the commands
 	@echo "make <command>   (PYTHON=python3.12 picks an interpreter, JOBS=1 runs one process at a time,"
@@ -66,6 +66,9 @@ claims: $(VENV)/.book ## measure every claim and print the ledger
 
 records: $(VENV)/.book ## repeat the long sweeps that chapters plot (writes tracked files; ONLY=name)
 	@$(PY) -m book records $(ONLY)
+
+assignments: $(VENV)/.book ## write the graded assignments without solutions to _build/assignments
+	@$(PY) -m book assignments release $(ONLY)
 
 bench: $(VENV)/.book ## measure speed, as ratios in one process (ONLY=tree: benchmarks of this name)
 	@$(PY) -m book bench --only "$(ONLY)"

@@ -13,6 +13,7 @@ COMMANDS = {
     "seeds": "check every claim at other seeds",
     "mutations": "break the code behind each claim and require that it fails",
     "records": "repeat the long sweeps and store their results (writes tracked files)",
+    "assignments": "write the student versions of the assignments, or grade submissions",
     "bench": "measure speed as ratios in one process",
 }
 
@@ -23,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
-        if name not in ("bench", "html", "records"):
+        if name not in ("assignments", "bench", "html", "records"):
             command.add_argument("--only", default="", help="first letters of chapters: '02 03'")
             command.add_argument("--jobs", type=int, default=2, help="notebooks at a time")
         if name == "seeds":
@@ -31,6 +32,18 @@ def main(arguments: list[str] | None = None) -> int:
         if name == "records":
             command.add_argument("names", nargs="*", help="sweeps; all where none is named")
             command.add_argument("--show", action="store_true", help="print what is stored")
+        if name == "assignments":
+            command.add_argument("action", choices=["release", "grade"])
+            command.add_argument("what", nargs="*", help="assignments, or notebooks to grade")
+            command.add_argument("--to", default="", help="a folder, or the CSV file of the marks")
+            command.add_argument(
+                *("--set", "-s"),
+                dest="values",
+                action="append",
+                default=[],
+                metavar="NAME=VALUE",
+                help="a parameter of the assignment, such as SEED=7",
+            )
         if name == "bench":
             command.add_argument("--only", default="", help="part of a benchmark's name")
     options = vars(parser.parse_args(arguments))
@@ -66,6 +79,8 @@ def _command(name: str):
         from book.mutations import main as run
     elif name == "records":
         from book.records import main as run
+    elif name == "assignments":
+        from book.assignments import main as run
     else:
         from book.bench import main as run
     return run

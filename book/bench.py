@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import statistics
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from book import BUILD
 from book.ledger import save, table
@@ -200,6 +203,135 @@ def tree() -> list[Row]:
     return rows
 
 
+@benchmark("images: what each method costs at 64x64")
+def images() -> list[Row]:
+    """Time one guided evaluation of the image model by every method, and count its memory.
+
+    The reference is the naive way: positive and negative apart, one after the other. What the book
+    uses is the last way of each note, where costs are told in evaluations of the unguided model.
+    """
+    from guidance_edu.attention import replaced
+    from guidance_edu.guidance import Guided, guide
+    from guidance_edu.negatives.attention import identity_attention, smoothed_attention
+    from guidance_edu.negatives.clock import perturbed_time
+    from guidance_edu.negatives.condition import random_condition, without_condition
+    from guidance_edu.negatives.input import blurred_input
+    from guidance_edu.settings import device, generator
+    from toy_models.recipes import load
+
+    torch.set_num_threads(1)  # what the chapters use
+    n, sigma, w = 50, 1.0, 2.0
+    model, small = (
+        load(f"imagenet64-{name}").to(device()).requires_grad_(False) for name in ("main", "guide")
+    )
+    x = ((1 + sigma) * torch.randn(n, 3, 64, 64, generator=generator(0))).to(device())
+    labels = (torch.arange(n) % 10).to(device())
+
+    def doubled(negative):
+        """Return positive and negative from one doubled batch."""
+        if hasattr(negative, "rule"):
+            with replaced(model, negative.layers, negative.rule, slice(n, None)):
+                both = model(torch.cat([x, x]), sigma, torch.cat([labels, labels]))
+        else:
+            other, _, told = negative.inputs(x, sigma, labels)
+            both = model(torch.cat([x, other]), sigma, torch.cat([labels, told]))
+        return both[:n], both[n:]
+
+    def ways(negative):
+        """Return every way to a guided estimate that a negative has; the last is the book's."""
+
+        def apart():
+            return guide(model(x, sigma, labels), negative(x, sigma, labels), w)
+
+        def in_one_batch():
+            return guide(*doubled(negative), w)
+
+        has_inputs, ours = hasattr(negative, "inputs"), Guided(model, negative, w)
+        found = {"apart": apart}
+        if has_inputs or hasattr(negative, "rule"):
+            found["one batch"] = in_one_batch
+        if hasattr(negative, "pair"):
+            found["shared"] = lambda: ours(x, sigma, labels)
+        # Without a shared pass, Guided takes one batch on a GPU and two passes on a CPU.
+        return dict(reversed(found.items())) if has_inputs and x.device.type == "cpu" else found
+
+    rng, methods = generator(1), {}
+    negatives = {
+        "no condition (CFG)": without_condition(model),
+        "random class (ICG)": random_condition(model, 10, rng),
+        "wrong clock (TSG)": perturbed_time(model, 0.1, rng),
+        "smaller guide (autoguidance)": small,
+        "blurred estimate (SAG), dec.16.0": blurred_input(model, "dec.16.0"),
+    }
+    for layer in ("enc.16.0", "mid.8", "dec.16.0"):
+        negatives[f"identity attention (PAG), {layer}"] = identity_attention(model, [layer])
+    negatives["blurred queries (SEG), dec.16.0"] = smoothed_attention(model, ["dec.16.0"], 1.0)
+    for method, negative in negatives.items():
+        methods |= {(method, way): run for way, run in ways(negative).items()}
+    contestants = [lambda: model(x, sigma, labels), *methods.values()]
+    plain, *taken = race(*contestants, repeats=3)
+    memory, *used = (peak_memory(run) / 2**20 for run in contestants)
+    rows = [Row(f"unguided, {n} images", plain, note=f"cost 1, {memory:.0f} MB beside the weights")]
+    for method in negatives:
+        seconds, said = {}, []
+        for (name, way), second, size in zip(methods, taken, used, strict=True):
+            if name == method:
+                seconds[way] = second
+                said.append(f"{way} {second / plain:.2f}, {size:.0f} MB")
+        ours, naive = list(seconds.values())[-1], seconds["apart"]
+        promised = 1.2 if method.endswith("dec.16.0") else None
+        rows.append(Row(method, ours, naive, promised, "; ".join(said)))
+    return rows
+
+
+def peak_memory(run: Callable[[], object]) -> int:
+    """Return the most bytes that tensors made by a function take at one time.
+
+    Limits:  what exists before does not count, nor what one operation uses inside on a CPU.
+    """
+    from guidance_edu.settings import device
+
+    if device().type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with _Allocations() as made:
+        run()
+    return made.most
+
+
+class _Allocations(TorchDispatchMode):
+    """Count the bytes of all tensors that operations return, for as long as they live."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self.alive: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        given = {storage.data_ptr() for storage in _storages((args, kwargs))}
+        for storage in _storages(result):
+            place, size = storage.data_ptr(), storage.nbytes()
+            if size and place not in given and place not in self.alive:  # else a view
+                self.alive[place] = size
+                self.now += size
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._forget, place)
+        return result
+
+    def _forget(self, place: int) -> None:
+        self.now -= self.alive.pop(place)
+
+
+def _storages(values: object) -> list[torch.UntypedStorage]:
+    tensors = (value for value in tree_leaves(values) if isinstance(value, torch.Tensor))
+    return [tensor.untyped_storage() for tensor in tensors]
+
+
 @benchmark("key figure: the book's recipe against the published one, written plainly")
 def key_figure() -> list[Row]:
     """Time main network and guide of the published tree from nothing, both ways.
@@ -253,7 +385,7 @@ def main(only: str = "") -> int:
             )
             for row in rows
         ]
-        print(table(head, cells), flush=True)
+        print(table(head, cells, width=80), flush=True)
         record[name] = [asdict(row) | {"ratio": row.ratio} for row in rows]
         broken += [row.what for row in rows if not row.kept]
     torch.set_num_threads(threads)

@@ -136,6 +136,9 @@ def stage(source: Path, target: Path) -> None:
         nbformat.write(nb, target / path.name)
     index = (CHAPTERS / "index.md").read_text(encoding="utf-8")
     (target / "index.md").write_text(index.replace("(../figures/", "(figures/"), encoding="utf-8")
+    for path in CHAPTERS.glob("*.md"):
+        if path.stem not in {"index", "references"}:
+            shutil.copyfile(path, target / path.name)
     (target / "figures").mkdir()
     for path in FIGURES.iterdir():  # copytree would also copy that a folder is read-only
         if path.is_file() and path.suffix not in {".md", ".json"}:

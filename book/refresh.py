@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 from book import BUILD, CHAPTERS, FIGURES, chapters
@@ -74,9 +75,14 @@ def store_figures(fresh: Path, folder: Path, entries: list[dict]) -> None:
 
 def main(only: str = "", jobs: int = 2) -> int:
     """Execute every chapter; when all of them ran, store outputs, figures and references."""
-    folder = BUILD / "refresh"
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "figures").mkdir(parents=True)
+    BUILD.mkdir(exist_ok=True)
+    # A folder of its own: two refreshes at once must not mix their figures.
+    with tempfile.TemporaryDirectory(prefix="refresh-", dir=BUILD) as folder:
+        return _refresh(Path(folder), only, jobs)
+
+
+def _refresh(folder: Path, only: str, jobs: int) -> int:
+    (folder / "figures").mkdir()
     env = SETTINGS | {"GUIDANCE_EDU_FIGURES": str(folder / "figures")}
     runs = [Run(path, folder / path.name, env) for path in chapters(only=only)]
     _, failures = execute_all(runs, jobs)

@@ -1,8 +1,9 @@
 """Self-attention with one place where a guide may look in or reach in.
 
-Every network of the book attends through :class:`SelfAttention`. A negative that breaks attention
-replaces the function ``attend(queries, keys, values, grid)`` of chosen layers, for chosen samples
-of the batch, inside a ``with`` block. However the block ends, the layer is whole again.
+Every network of the book attends through :class:`SelfAttention`, other people's networks through
+:mod:`guidance_edu.adapters`. A negative that breaks attention replaces the function
+``attend(queries, keys, values, grid)`` of chosen layers, for chosen samples of the batch, inside a
+``with`` block. However the block ends, the layer is whole again.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def attend(
     Shapes:  queries, keys, values, result [n, heads, tokens, width]; grid (height, width) or None.
     Limits:  one token returns its own value.
     Source:  Vaswani et al. 2017, eq. 1.
+    Chapter: 10_perturbed_attention
     """
     return attention_weights(queries, keys) @ values
 
@@ -48,44 +50,36 @@ class Map(NamedTuple):
     grid: tuple[int, int] | None
 
 
-class SelfAttention(nn.Module):
-    """Tokens in, tokens out, with names and taps for those who guide.
+class Opening(nn.Module):
+    """The place between the projections of an attention layer where others may look or reach in.
 
-    Shapes:  tokens, result [n, tokens, channels]; grid (height, width) where the tokens are places
-             of an image in row order, None where they are not.
-    Limits:  at the start the result is 0: the output projection starts at zero.
-    Errors:  ValueError when the heads do not divide the channels, or the grid does not hold the
-             tokens.
+    Shapes:  queries, keys, values, result of ``mix`` [n, heads, tokens, width]; grid (height,
+             width) or None.
+    Limits:  with no reader, replacement or fork, ``mix`` is :func:`attend`.
     """
 
-    def __init__(self, channels: int, heads: int = 1, name: str = ""):
+    def __init__(self, name: str = ""):
         super().__init__()
-        if heads < 1 or channels % heads:
-            raise ValueError(f"expected heads that divide {channels} channels, got {heads}")
-        self.name, self.heads = name, heads
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = nn.Linear(channels, channels)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.name = name
         self.replacements: list[tuple[Attend, slice]] = []
         self.readers: list[list[Map]] = []
         self.fork: tuple[Attend, int] | None = None
 
-    def forward(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Return what the tokens take from each other."""
-        n, count, channels = tokens.shape
-        if grid is not None and grid[0] * grid[1] != count:
-            raise ValueError(f"expected {grid[0]} x {grid[1]} tokens, got {count}")
-        parts = self.qkv(tokens).reshape(n, count, 3, self.heads, channels // self.heads)
-        queries, keys, values = parts.permute(2, 0, 3, 1, 4)
-        for reader in self.readers:
-            reader.append(Map(attention_weights(queries, keys).detach(), grid))
-        mixed = self._mix(queries, keys, values, grid)
-        return self.out(mixed.transpose(1, 2).reshape(len(mixed), count, channels))
+    @property
+    def in_use(self) -> bool:
+        """Whether anyone looks or reaches in."""
+        return bool(self.replacements or self.readers or self.fork is not None)
 
-    def _mix(
+    def mix(
         self, queries: Tensor, keys: Tensor, values: Tensor, grid: tuple[int, int] | None
     ) -> Tensor:
+        """Return the mixed values, for twice as many samples where the layer is forked.
+
+        Errors:  ValueError where a replacement returns another shape, or the batch is not the one
+                 that was to be forked.
+        """
+        for reader in self.readers:
+            reader.append(Map(attention_weights(queries, keys).detach(), grid))
         if self.fork is not None:
             function, rows = self.fork
             parts = queries[-rows:], keys[-rows:], values[-rows:]
@@ -115,27 +109,62 @@ class SelfAttention(nn.Module):
         return result.to(values.dtype)
 
 
-def attention_layers(model: nn.Module) -> dict[str, SelfAttention]:
+class SelfAttention(Opening):
+    """Tokens in, tokens out, with names and taps for those who guide.
+
+    Shapes:  tokens, result [n, tokens, channels]; grid (height, width) where the tokens are places
+             of an image in row order, None where they are not.
+    Limits:  at the start the result is 0: the output projection starts at zero.
+    Errors:  ValueError when the heads do not divide the channels, or the grid does not hold the
+             tokens.
+    """
+
+    def __init__(self, channels: int, heads: int = 1, name: str = ""):
+        super().__init__(name)
+        if heads < 1 or channels % heads:
+            raise ValueError(f"expected heads that divide {channels} channels, got {heads}")
+        self.heads = heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Return what the tokens take from each other."""
+        n, count, channels = tokens.shape
+        if grid is not None and grid[0] * grid[1] != count:
+            raise ValueError(f"expected {grid[0]} x {grid[1]} tokens, got {count}")
+        parts = self.qkv(tokens).reshape(n, count, 3, self.heads, channels // self.heads)
+        queries, keys, values = parts.permute(2, 0, 3, 1, 4)
+        mixed = self.mix(queries, keys, values, grid)
+        return self.out(mixed.transpose(1, 2).reshape(len(mixed), count, channels))
+
+
+def attention_layers(model: nn.Module) -> dict[str, Opening]:
     """Return the attention layers of a network by name, in the order in which they were built.
 
     Errors:  ValueError when the network has none, or when two share a name.
     """
-    found = [module for module in model.modules() if isinstance(module, SelfAttention)]
+    found = [module for module in model.modules() if isinstance(module, Opening)]
     layers = {layer.name: layer for layer in found}
     if not found:
-        raise ValueError(f"{type(model).__name__} has no attention layer")
+        closed = [f"{name}: {reason}" for name, reason in getattr(model, "closed", {}).items()]
+        raise ValueError("; ".join([f"{type(model).__name__} has no attention layer", *closed]))
     if len(layers) != len(found):
         raise ValueError(f"expected names of their own, got {[layer.name for layer in found]}")
     return layers
 
 
-def chosen_layers(model: nn.Module, layers: Iterable[str | int]) -> list[SelfAttention]:
+def chosen_layers(model: nn.Module, layers: Iterable[str | int]) -> list[Opening]:
     """Return layers by exact name or by position.
 
+    A network may list in ``closed`` layers that it has and that nobody can reach into, with the
+    reason of each.
+
     Errors:  ValueError naming the layer that was not found and all that there are; or when no layer
-             is chosen, a single string is given, or one layer is chosen twice.
+             is chosen, a single string is given, one layer is chosen twice, or one is closed.
     """
-    known = attention_layers(model)
+    known, closed = attention_layers(model), getattr(model, "closed", {})
     if isinstance(layers, str):
         raise ValueError(
             f"expected a list of layers, got the string {layers!r}: write [{layers!r}]"
@@ -144,6 +173,8 @@ def chosen_layers(model: nn.Module, layers: Iterable[str | int]) -> list[SelfAtt
     for layer in layers:
         within = isinstance(layer, int) and -len(order) <= layer < len(order)
         name = order[layer] if within else layer
+        if name in closed:
+            raise ValueError(f"layer {name!r} cannot be reached into: {closed[name]}")
         if name not in known:
             raise ValueError(f"layer {layer!r} not found; this network has: {', '.join(known)}")
         names.append(name)

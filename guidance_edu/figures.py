@@ -51,6 +51,7 @@ STYLE = {
     "image.cmap": "cividis",
 }
 MAX_BYTES = 150_000
+POSTER_BYTES = 500_000  # a figure that is looked at for minutes may weigh more
 
 
 def figure(columns: int = 1, rows: int = 1, width: float = 8.0, height: float = 3.2, **options):
@@ -102,7 +103,9 @@ def photographs(ax, pixels: Tensor, columns: int = 10, names: Sequence[str] = ()
         side.set_visible(False)
 
 
-def show(fig: Figure, alt: str, name: str | None = None, dpi: int = 144) -> None:
+def show(
+    fig: Figure, alt: str, name: str | None = None, dpi: int = 144, poster: bool = False
+) -> None:
     """Display a figure as a small PNG with a text alternative.
 
     The text becomes the image's alternative in the built book, and is what the notebook tests
@@ -110,27 +113,34 @@ def show(fig: Figure, alt: str, name: str | None = None, dpi: int = 144) -> None
     the folder that ``GUIDANCE_EDU_FIGURES`` names, where ``make chapters`` sets it.
 
     Errors:  ValueError when the text says less than eight words, the name is not a plain file
-             name, or the PNG exceeds 150 kB.
+             name, or the PNG exceeds 150 kB (500 kB for a poster).
     """
     if name is not None and not re.fullmatch(r"\w+", name):
         raise ValueError(f"expected a plain file name for a figure, got {name!r}")
     if len(alt.split()) < 8:
         raise ValueError(f"expected alt text that says what is seen, got {alt!r}")
-    png, title = _png(fig, dpi), _title(fig)
+    png, title = _png(fig, dpi, poster), _title(fig)
     plt.close(fig)
-    if len(png) > MAX_BYTES:
-        raise ValueError(f"expected a PNG of at most {MAX_BYTES} bytes, got {len(png)}")
+    most = POSTER_BYTES if poster else MAX_BYTES
+    if len(png) > most:
+        raise ValueError(f"expected a PNG of at most {most} bytes, got {len(png)}")
     _publish(png, alt, title, name)
     encoded = base64.b64encode(png).decode()
     display({"image/png": encoded, "text/plain": f"Figure: {alt}"}, raw=True)
 
 
-def _png(fig: Figure, dpi: int) -> bytes:
-    """Render as an 8-bit palette PNG, which is a third of the size of a full-colour one."""
+def _png(fig: Figure, dpi: int, dithered: bool) -> bytes:
+    """Render as an 8-bit palette PNG, which is a third of the size of a full-colour one.
+
+    Dithering keeps photographs smooth, and makes the file larger.
+    """
     raw, small = io.BytesIO(), io.BytesIO()
     fig.savefig(raw, format="png", dpi=dpi, metadata={"Software": None})
     image = Image.open(raw).convert("RGB")
-    image.quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    colours = image.quantize(256, dither=Image.Dither.NONE)
+    if dithered:
+        colours = image.quantize(256, palette=colours, dither=Image.Dither.FLOYDSTEINBERG)
+    colours.save(small, "PNG", optimize=True)
     return small.getvalue()
 
 

@@ -357,6 +357,7 @@ def precision_recall(real: Tensor, fake: Tensor, neighbours: int = 3) -> Precisi
     Errors:  ValueError for shapes that differ, neighbours < 1, too few samples, values that are
              not finite.
     Source:  Kynkäänniemi et al. 2019 (arXiv:1904.06991), eq. 1 and 2.
+    Chapter: 12_side_by_side
     """
     if isinstance(neighbours, bool) or int(neighbours) != neighbours or neighbours < 1:
         raise ValueError(f"expected a whole number of neighbours of at least 1, got {neighbours}")

@@ -122,6 +122,13 @@ def test_an_image_that_is_too_large_is_refused(shown, tmp_path, monkeypatch):
     assert not shown and not list(tmp_path.iterdir()) and not plt.get_fignums()
 
 
+def test_a_poster_may_weigh_more(shown):
+    fig, ax = figure(width=8, height=3)
+    ax.imshow(np.random.default_rng(0).random((150, 600, 3)), aspect="auto")
+    show(fig, ALT, poster=True)
+    assert MAX_BYTES < len(base64.b64decode(shown[0]["image/png"])) < 500_000
+
+
 # Publishing
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from guidance_edu.attention import Map, recorded
 from guidance_edu.guidance import Guided
 from guidance_edu.negatives.input import (
+    answer_elsewhere,
     attention_mask,
     blur_image,
     blurred_input,
@@ -222,3 +223,21 @@ def test_wrong_models_layers_levels_and_kernels_say_so(model):
         received_attention(Map(torch.ones(1, 1, 4, 4) / 4, None))
     with pytest.raises(ValueError, match="cutoff between 0 and .71"):
         frequency_mask(0.0)
+
+
+def test_an_answer_from_elsewhere_is_a_difference_in_noise(model):
+    x, labels = batch()
+    sigma, shown = 0.7, x + 0.1
+    noise = (shown - model(shown, sigma, labels)) / sigma
+    found = answer_elsewhere(model, x, shown, sigma, labels)
+    torch.testing.assert_close(found, x - sigma * noise, atol=1e-5, rtol=1e-4)
+    assert torch.equal(answer_elsewhere(model, x, x, sigma, labels), model(x, sigma, labels))
+
+
+def test_what_is_shown_differs_from_the_input_where_the_mask_is_and_nowhere_else(model):
+    x, labels = batch()
+    negative = blurred_input(model, "mid.8", mask=square_mask)
+    positive, shown = negative.shown(x, 0.5, labels)
+    torch.testing.assert_close(positive, model(x, 0.5, labels))
+    changed = (shown != x).any(1)[:, 32, 32]
+    assert bool(changed.all()) and bool((shown[..., 0, 0] == x[..., 0, 0]).all())

@@ -76,11 +76,22 @@ def test_figures_are_small_described_palette_png_one_to_a_cell(path, nb):
         assert not [o for o in cell.outputs if IMAGES & set(o.get("data", {}))], cell.id
         for data in images:
             png = base64.b64decode(data["image/png"])
-            assert len(png) < 150_000, (cell.id, len(png))
+            poster = "poster" in cell.metadata.get("tags", [])
+            assert len(png) < (500_000 if poster else 150_000), (cell.id, len(png))
             bits, colour = struct.unpack("BB", png[24:26])
             assert (bits <= 8) and colour == 3, (cell.id, "show() writes palette images")
             text = data["text/plain"]
             assert text.startswith("Figure: ") and len(text.split()) > 8, (cell.id, text)
+
+
+def test_the_book_has_one_poster():
+    tagged = [
+        (path.stem, cell.id)
+        for path in chapters()
+        for cell in nbformat.read(path, 4).cells
+        if "poster" in cell.metadata.get("tags", [])
+    ]
+    assert len(tagged) == 1, tagged
 
 
 @every_chapter

@@ -1,4 +1,4 @@
-"""``python -m toy_models list | show NAME | train NAME ...``: the models and how to make them."""
+"""``python -m toy_models list | show | train | evaluate | images``: the models and their making."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from guidance_edu.checkpoints import read_manifest
 from toy_models.classifier import CLASSIFIER
 from toy_models.constellation_recipes import CONSTELLATION_RECIPES
+from toy_models.evaluate import add_evaluate_command, run_evaluate_command
 from toy_models.image_commands import add_images_command, run_images_command, store_classifier
 from toy_models.image_recipes import IMAGE_RECIPES, train_image_model
 from toy_models.recipes import RECIPES, WEIGHTS, recipe_named, store
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     training.add_argument("--data", type=Path, default=Path("data"), help="packed images")
     training.add_argument("--runs", type=Path, default=Path("_runs"), help="unfinished runs")
     training.add_argument("--until", type=int, help="stop for now after this step (images only)")
+    add_evaluate_command(commands)
     add_images_command(commands)
     options = parser.parse_args(arguments)
     try:
@@ -44,6 +46,8 @@ def _run(options: argparse.Namespace) -> None:
         _list()
     elif options.command == "images":
         run_images_command(options)
+    elif options.command == "evaluate":
+        run_evaluate_command(options)
     elif options.command == "show":
         _known(options.name)
         print(json.dumps(read_manifest(WEIGHTS).get(options.name, "not shipped"), indent=2))

@@ -51,13 +51,17 @@ def _run(name: str, number: int, shifted_seed: int) -> tuple[Preconditioned, lis
 
 
 def averaged(
-    model: Preconditioned, snapshots: Sequence[Snapshot], sigma_rel: float
+    model: Preconditioned,
+    snapshots: Sequence[Snapshot],
+    sigma_rel: float,
+    updates: int | None = None,
 ) -> Preconditioned:
     """Return a copy of a model with the average of the given width, on the book's device.
 
+    Units:   ``updates`` is the time of training (None: its end).
     Errors:  as ``guidance_edu.ema.reconstruct``.
     Chapter: 05_posthoc_ema
     """
     result = copy.deepcopy(model)
-    set_weights(result, reconstruct(snapshots, sigma_rel))
+    set_weights(result, reconstruct(snapshots, sigma_rel, updates))
     return result.to(device())

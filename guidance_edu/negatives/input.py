@@ -47,15 +47,25 @@ class BlurredInput:
         Shapes:  as for a denoiser, twice.
         Errors:  ValueError for sigma = 0, where there is no noise to put back.
         """
+        positive, shown = self.shown(x, sigma, condition)
+        return positive, answer_elsewhere(self.model, x, shown, sigma, condition)
+
+    def shown(
+        self, x: Tensor, sigma: float | Tensor, condition: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the positive and the input with the blurred estimate, at the same noise.
+
+        Shapes:  as for a denoiser, twice.
+        Errors:  ValueError for sigma = 0, where there is no noise to put back.
+        """
+        if not bool(check_sigma(x, sigma).gt(0).all()):
+            raise ValueError("expected sigma above 0, got 0")
         with recorded(self.model, [self.layer]) as maps:
             positive = self.model(x, sigma, condition)
         (seen,) = next(iter(maps.values()))
         mask = self.mask(positive, received_attention(seen))
         smooth = blur_image(positive, self.blur, self.taps)
-        shown = x - mask * (positive - smooth)
-        if not bool(check_sigma(x, sigma).gt(0).all()):
-            raise ValueError("expected sigma above 0, got 0")
-        return positive, x - shown + self.model(shown, sigma, condition)
+        return positive, x - mask * (positive - smooth)
 
 
 def blurred_input(
@@ -80,6 +90,26 @@ def blurred_input(
     chosen_layers(model, [layer])
     blur_matrix(1, blur)
     return BlurredInput(model, layer, blur, taps, attention_mask if mask is None else mask)
+
+
+def answer_elsewhere(
+    model: Denoiser,
+    x: Tensor,
+    shown: Tensor,
+    sigma: float | Tensor,
+    condition: Tensor | None = None,
+) -> Tensor:
+    """Return the estimate for x with the noise that the model finds in another input.
+
+    It is x - sigma e(shown), where e is the model's noise prediction, and not D(shown): a
+    difference of two noise predictions at two inputs is no difference of two estimates.
+
+    Shapes:  x, shown, result [n, ...]; sigma float or [n], the noise level of both inputs.
+    Limits:  shown = x gives the model's own estimate.
+    Source:  Hong et al. 2023 (arXiv:2210.00939), algorithm 1, written for clean samples.
+    Chapter: 09_self_attention_guidance
+    """
+    return x - shown + model(shown, sigma, condition)
 
 
 def received_attention(seen: Map) -> Tensor:

@@ -278,3 +278,21 @@ def sensitivity(knob: str, value: float, w: float) -> dict[str, float]:
     made = {"width": HIDDEN, "steps": STEPS, "average": EMA, knob: value}
     guide = trained(made["width"], made["steps"], made["average"], shift) if w > 1 else main
     return quality(sample(Guided(main, guide, w), start(shift), LEVELS), distance=False)
+
+
+@sweep("unconditional", seeds=SEEDS, settings=[{"w": w} for w in (1.0, 2.0, 3.0)])
+def unconditional(w: float) -> dict[str, float]:
+    """Autoguidance of a model of both trees that has no condition, and the share of tree A."""
+    tree = own_tree()
+    both = tree.mixture("AB")
+    main, weak = network("tree-unconditional"), network("tree-unconditional-weak")
+    noisy = both.sample(SAMPLES, generator(11), sigma=float(LEVELS[0])).float()
+    x = sample(Guided(main, weak, w), noisy, LEVELS).double()
+    truth, density = both.sample(20000, generator(12)), both.log_density
+    blurred_floor = density_floor(density, truth, sigma=STRAY_BLUR)
+    in_a = tree.mixture("A").log_density(x) > tree.mixture("B").log_density(x)
+    return {
+        "out": fraction_below(density, x, density_floor(density, truth)),
+        "stray": fraction_below(density, x, blurred_floor, STRAY_BLUR),
+        "in_a": float(in_a.double().mean()),
+    }

@@ -1,4 +1,8 @@
-"""The record of chapter 05: guided samples against the lengths of both averages."""
+"""The records of chapter 05: the lengths of both averages, and a run guided by its own past.
+
+``ema_lengths``  guided samples against the lengths of both averages
+``early_guide``  the main model guided by an average of its own run after an eighth of it
+"""
 
 from __future__ import annotations
 
@@ -26,3 +30,13 @@ def ema_lengths(main: float, w: float, guide: float) -> dict[str, float]:
         model = Guided(model, averaged(*train_with_snapshots("tree-guide"), guide), w)
     x = sample(model, start, noise_levels(32, sigma_max=5.0)).cpu()
     return quality(x)
+
+
+@sweep("early_guide", seeds=(1000, 2000, 3000, 4000), settings=[{"w": w} for w in (1.0, 2.0, 3.0)])
+def early_guide(w: float) -> dict[str, float]:
+    """Shares outside and astray of the main model, guided by its own early average."""
+    start = own_tree().mixture("A").sample(8192, generator(51), sigma=5.0).float().to(device())
+    last, snapshots = train_with_snapshots("tree-main")
+    early = averaged(last, snapshots, 0.05, max(s.updates for s in snapshots) // 8)
+    model = Guided(averaged(last, snapshots, 0.03), early, w)
+    return quality(sample(model, start, noise_levels(32, sigma_max=5.0)).cpu())

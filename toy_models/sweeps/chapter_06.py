@@ -28,7 +28,7 @@ BUDGETS = [10, 30, 100, 300, 1000]
 
 @sweep(
     "sims",
-    seeds=(1000, 2000, 3000),
+    seeds=(1000, 2000, 3000, 4000, 5000, 6000),
     settings=[
         {"auxiliary": "own", "budget": 0, "w": 1.0},
         *grid(auxiliary=["own"], budget=[100, 300, 1000], w=[0.0, 1.5, 2.0, 3.0, 4.0, 6.0]),

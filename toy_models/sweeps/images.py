@@ -44,13 +44,19 @@ def measured(denoiser: Denoiser, n: int) -> Measures:
 
     A model without classes is measured as if it had been asked for them: its accuracy is chance.
     """
-    labels = balanced_labels(n)
-    x = sample_images(denoiser, _asked(denoiser, labels), generator(START), n)
-    return measure(x, labels, START + seed_shift())
+    return measure(drawn(denoiser, n), balanced_labels(n), START + seed_shift())
+
+
+def drawn(denoiser: Denoiser, n: int) -> Tensor:
+    """Return n samples from the common starting noise, of all classes in turn where there are any.
+
+    Shapes:  result [n, 3, 64, 64], not clipped.
+    """
+    return sample_images(denoiser, _asked(denoiser, balanced_labels(n)), generator(START), n)
 
 
 def _asked(denoiser: Denoiser, labels: Tensor) -> Tensor | None:
-    network = getattr(denoiser, "network", None)
+    network = getattr(getattr(denoiser, "positive", denoiser), "network", None)
     return None if network is not None and network.label is None else labels
 
 

@@ -1,0 +1,57 @@
+"""The comparison: chosen on one seed, judged on others, paired with the unguided model."""
+
+import pytest
+
+from toy_models import side_by_side
+from toy_models.side_by_side import METHODS
+from toy_models.sweeps.image_guidance import JUDGING, TUNING
+from toy_models.sweeps.images import cached
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_chosen_and_judged(name):
+    setting = side_by_side.chosen(name)
+    rows = side_by_side.judged(name)
+    assert {row["seed"] for row in rows} <= set(JUDGING) and rows
+    assert all(row[knob] == value for row in rows for knob, value in setting.items())
+    assert all(row["w"] > 1 for row in side_by_side.tried(name))
+    tuned = [row for row in side_by_side.tried(name) if row["seed"] in TUNING]
+    best = next(r for r in tuned if all(r[k] == v for k, v in setting.items()))
+    assert best["fd"] == min(row["fd"] for row in tuned)
+
+
+def test_the_choice_does_not_look_at_the_seeds_that_judge(monkeypatch):
+    rows = side_by_side.tried("CFG")
+    changed = [row | {"fd": -row["fd"]} if row["seed"] in JUDGING else row for row in rows]
+    before = side_by_side.chosen("CFG")
+    monkeypatch.setattr(side_by_side, "tried", lambda name: changed)
+    assert side_by_side.chosen("CFG") == before
+
+
+def test_a_gain_is_the_fall_of_fd_against_the_unguided_model():
+    alone = side_by_side.unguided("imagenet64-main")
+    rows = side_by_side.judged("CFG")
+    expected = sum(alone[row["seed"]]["fd"] - row["fd"] for row in rows) / len(rows)
+    fd, noise = side_by_side.gain("CFG")
+    assert fd == pytest.approx(expected) and 0 < noise < abs(fd)
+    assert side_by_side.mean("CFG", "fd") == pytest.approx(sum(r["fd"] for r in rows) / len(rows))
+
+
+def test_the_guide_test_is_a_mean_over_fine_noise_levels():
+    assert set(side_by_side.TESTED) <= set(METHODS)
+    rows = {r["sigma"]: r for r in side_by_side.record("guide_test").where(negative="sims")}
+    assert side_by_side.tested("SIMS", 0.1) == (rows[0.1]["rise"], rows[0.1]["w"])
+    expected = sum(rows[sigma]["w"] for sigma in (0.1, 0.3, 1.0)) / 3
+    assert side_by_side.tested("SIMS")[1] == pytest.approx(expected)
+
+
+def test_arithmetic_is_counted():
+    model = cached("imagenet64-main")
+    assert side_by_side.cost(model, model) == 1
+    assert side_by_side.cost(side_by_side.denoiser("CFG"), model) == pytest.approx(2)
+    assert 1 < side_by_side.cost(side_by_side.denoiser("PAG"), model) < 1.2
+
+
+def test_an_unknown_method_names_the_known_ones():
+    with pytest.raises(KeyError, match=r"unknown method 'PGA'.*SIMS"):
+        side_by_side.chosen("PGA")

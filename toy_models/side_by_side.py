@@ -1,0 +1,202 @@
+"""Every method on the 64x64 models under one protocol: chosen on one seed, judged on the others.
+
+The rows come from the records of :mod:`toy_models.sweeps.image_guidance`. All rows of a seed start
+from the same noise, so a method is compared with its own unguided model in pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from guidance_edu.denoisers import Denoiser
+from guidance_edu.guidance import Guided
+from toy_models.sweeps import record
+from toy_models.sweeps.image_guidance import (
+    JUDGING,
+    LAST,
+    MAIN,
+    NODROP,
+    TUNING,
+    by_attention,
+    by_clock,
+    by_mask,
+    by_smoothing,
+    guided,
+    paired,
+)
+from toy_models.sweeps.images import cached
+
+Setting = dict[str, str | float]
+
+
+@dataclass(frozen=True)
+class Method:
+    """Where the rows of a method are, which of their columns were tried, and what it needs."""
+
+    record: str
+    build: Callable[..., Denoiser]
+    where: Setting
+    knobs: tuple[str, ...]
+    needs: str
+    model: str = MAIN
+
+
+def _trained(name: str, needs: str) -> Method:
+    return Method("image_training", guided, {"method": name}, ("w",), needs)
+
+
+def _conditioned(name: str, needs: str) -> Method:
+    return Method("image_condition", guided, {"method": name}, ("w",), needs, NODROP)
+
+
+def _louder(w: float) -> Denoiser:
+    return Guided(cached(MAIN), lambda x, sigma, condition=None: x, w)
+
+
+METHODS: dict[str, Method] = {
+    "CFG": _trained("cfg", "condition dropout"),
+    "CFG, two models": _conditioned("cfg-separate", "an unconditional model"),
+    "ICG": _conditioned("icg", "a condition"),
+    "ICG, Gaussian": _conditioned("icg-gaussian", "a condition"),
+    "TSG": Method(
+        "image_clock", by_clock, {"model": MAIN, "clock": "noise"}, ("size", "w"), "a clock"
+    ),
+    "wrong level": Method(
+        "image_clock", by_clock, {"model": MAIN, "clock": "level", "w": 1.5}, ("size",), "a clock"
+    ),
+    "SAG": Method(
+        "image_masks",
+        by_mask,
+        {"model": MAIN, "mask": "attention"},
+        ("layer", "blur", "w"),
+        "attention",
+    ),
+    "PAG": Method(
+        "image_attention",
+        by_attention,
+        {"model": MAIN, "rule": "identity"},
+        ("layers", "w"),
+        "attention",
+    ),
+    "SEG": Method(
+        "image_smoothing",
+        by_smoothing,
+        {"model": MAIN},
+        ("layers", "sigma", "w"),
+        "attention",
+    ),
+    "autoguidance, early": _trained("autoguidance-early", "an early checkpoint"),
+    "autoguidance, small": _trained("autoguidance-small", "a weaker model"),
+    "SIMS": _trained("sims", "own samples, fine-tuning"),
+    # no second answer at all: the noise that the model finds is multiplied by w
+    "control": Method("image_louder", _louder, {}, ("w",), "nothing"),
+}
+
+
+def method(name: str) -> Method:
+    """Return a method. Errors: KeyError for an unknown name; the message lists all."""
+    if name not in METHODS:
+        raise KeyError(f"unknown method {name!r}; expected one of: {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def tried(name: str) -> list[dict]:
+    """Return all rows of a method that guide (w above 1), at all seeds."""
+    entry = method(name)
+    return [row for row in record(entry.record).where(**entry.where) if row["w"] != 1]
+
+
+def unguided(model: str) -> dict[int, dict]:
+    """Return a model's own row at each seed."""
+    rows = record("image_models_small").where(model=model)
+    return {row["seed"]: row for row in rows}
+
+
+def chosen(name: str) -> Setting:
+    """Return the setting with the lowest FD at the tuning seed, blind to the other seeds."""
+    rows = [row for row in tried(name) if row["seed"] in TUNING]
+    best = min(rows, key=lambda row: row["fd"])
+    return {knob: best[knob] for knob in method(name).knobs}
+
+
+def judged(name: str) -> list[dict]:
+    """Return the rows of the chosen setting at the judging seeds that the record has."""
+    setting = chosen(name)
+    return [
+        row
+        for row in tried(name)
+        if row["seed"] in JUDGING and all(row[knob] == setting[knob] for knob in setting)
+    ]
+
+
+def gain(name: str) -> tuple[float, float]:
+    """Return by how much a method lowers the FD of its own model, and the noise of that.
+
+    Both are means over the judging seeds, at the chosen setting.
+    """
+    alone = unguided(method(name).model)
+    pairs = [paired(alone[row["seed"]], row) for row in judged(name)]
+    noise = math.sqrt(sum(noise**2 for _, noise in pairs)) / len(pairs)
+    return sum(fd for fd, _ in pairs) / len(pairs), noise
+
+
+def mean(name: str, column: str) -> float:
+    """Return the mean of a measure over the judging seeds, at the chosen setting."""
+    rows = judged(name)
+    return sum(row[column] for row in rows) / len(rows)
+
+
+def denoiser(name: str, **setting) -> Denoiser:
+    """Return the guided model of a method at its chosen setting, or with some of it changed."""
+    entry = method(name)
+    return entry.build(**entry.where, **(chosen(name) | setting))
+
+
+def cost(guided_model: Denoiser, alone: Denoiser, sigma: float = 1.0) -> float:
+    """Return the arithmetic of a guided call as a multiple of the unguided model's.
+
+    Units:   multiplications and additions of matrix products and convolutions, for two images.
+    Limits:  no guidance: 1. It counts work, not seconds: ``make bench`` measures those.
+    """
+    x, labels = torch.zeros(2, 3, 64, 64), torch.zeros(2, dtype=torch.long)
+    work = []
+    for model in (guided_model, alone):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(x, sigma, labels)
+        work.append(counter.get_total_flops())
+    return work[0] / work[1]
+
+
+# method -> the negative that stands for it in the record of the guide test: attention methods at
+# the last layer
+TESTED = {
+    "CFG": "cfg",
+    "CFG, two models": "cfg-separate",
+    "ICG": "icg",
+    "ICG, Gaussian": "icg-gaussian",
+    "TSG": "clock noise 0.1",
+    "SAG": "input blurred, attention",
+    "PAG": f"identity {LAST}",
+    "SEG": f"smoothed {LAST}",
+    "autoguidance, early": "autoguidance-early",
+    "autoguidance, small": "autoguidance-small",
+    "SIMS": "sims",
+}
+
+
+def tested(name: str, highest: float = 1.0) -> tuple[float, float]:
+    """Return how much more a method's negative errs on photographs, and the best weight there.
+
+    Both are means over the noise levels up to ``highest``, where details are decided.
+
+    Errors:  KeyError for a method that the guide test leaves out.
+    """
+    rows = record("guide_test").where(negative=TESTED[name])
+    rows = [row for row in rows if row["sigma"] <= highest]
+    rise, w = (sum(row[column] for row in rows) / len(rows) for column in ("rise", "w"))
+    return rise, w
