@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from pathlib import Path
 
 
 def _plain(text: str) -> str:
-    return text.replace("{", "").replace("}", "").replace("~", " ").replace("--", "\u2013")
+    import latexcodec  # noqa: F401  (registers the codec; comes with pybtex)
+
+    readable = codecs.decode(text.replace("~", " "), "ulatex")
+    return readable.replace("{", "").replace("}", "")
 
 
 def _names(persons: list) -> str:

@@ -172,8 +172,8 @@ def cost(guided_model: Denoiser, alone: Denoiser, sigma: float = 1.0) -> float:
     return work[0] / work[1]
 
 
-# method -> the negative that stands for it in the record of the guide test: attention methods at
-# the last layer
+# method -> the negative that stands for it in the record of the guide test, in the layer that was
+# chosen where that layer was tested
 TESTED = {
     "CFG": "cfg",
     "CFG, two models": "cfg-separate",
@@ -182,7 +182,7 @@ TESTED = {
     "TSG": "clock noise 0.1",
     "SAG": "input blurred, attention",
     "PAG": f"identity {LAST}",
-    "SEG": f"smoothed {LAST}",
+    "SEG": "smoothed dec.8.0",
     "autoguidance, early": "autoguidance-early",
     "autoguidance, small": "autoguidance-small",
     "SIMS": "sims",

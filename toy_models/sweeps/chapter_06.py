@@ -1,6 +1,7 @@
 """The records of chapter 06: guides made from own samples, and models that eat their own samples.
 
 ``sims``         one auxiliary model, one weight: how the guided samples are
+``own_errors``   how far an auxiliary model errs along the main model's error
 ``generations``  a chain of models, each trained on samples of the one before
 """
 
@@ -11,8 +12,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from guidance_edu.error_shift import error_shift
 from guidance_edu.guidance import Guided
-from guidance_edu.samplers import noise_levels, sample
+from guidance_edu.metrics import density_floor
+from guidance_edu.samplers import noise_levels, sample, sample_states
 from guidance_edu.settings import device, generator, seed_shift
 from toy_models.mlp import tree_denoiser
 from toy_models.own_samples import fine_tune, own_samples
@@ -47,6 +50,24 @@ def sims(auxiliary: str, budget: int, w: float) -> dict[str, float]:
     if w != 1:
         model = Guided(model, _auxiliary(auxiliary, budget, seed_shift()), w)
     return quality(sample(model, start, noise_levels(32, sigma_max=5.0)).cpu())
+
+
+@sweep(
+    "own_errors",
+    seeds=(1000, 2000, 3000, 4000, 5000, 6000),
+    settings=grid(auxiliary=["own", "real"]),
+)
+def own_errors(auxiliary: str) -> dict[str, float]:
+    """Error along the main model's error, at states that end outside (sigma from .01 to .04)."""
+    world, main = own_tree().mixture("A"), load("tree-main")
+    second = _auxiliary(auxiliary, 1000, seed_shift())
+    start = world.sample(8192, generator(51), sigma=5.0).float().to(device())
+    states = list(sample_states(main, start, noise_levels(32, sigma_max=5.0)))
+    floor = density_floor(world.log_density, world.sample(20000, generator(52)))
+    strays = world.log_density(states[-1].x.cpu().double()) < floor
+    seen = [state for state in states if 0.01 < state.sigma < 0.04]
+    shifts = [error_shift(main, second, world, s.x, s.sigma).region(strays) for s in seen]
+    return {"along": sum(shift.ratio * shift.cosine for shift in shifts) / len(shifts)}
 
 
 @cache
