@@ -52,8 +52,8 @@ def sources_hash() -> str:
 def run(sweep: Sweep, folder: Path = RECORDS, keep: Path = BUILD / "records") -> Path:
     """Measure every row that is not yet known, then write the record; return its path.
 
-    Errors:  ValueError when a row's numbers have other names than the first row's, or one is not
-             finite.
+    Errors:  ValueError when a row's numbers have other names than the first row's, or that of a
+             setting, or one is not finite.
     """
     made, start = made_with(), time.process_time()
     known = _Known(keep / f"{sweep.name}.jsonl", {"made": made, "sources": sources_hash()})
@@ -65,6 +65,8 @@ def run(sweep: Sweep, folder: Path = RECORDS, keep: Path = BUILD / "records") ->
         if found is None:
             found = {key: _digits(value) for key, value in measure(sweep.name, row).items()}
             known.add(row, found)
+        if both := set(row) & set(found):
+            raise ValueError(f"{sorted(both)} name a setting and a number that is measured")
         columns = columns or [*row, *found]
         if [*row, *found] != columns or not all(map(math.isfinite, found.values())):
             raise ValueError(f"expected finite numbers {columns}, got {found} at {row}")

@@ -168,8 +168,9 @@ def largest_curvature(blur: Tensor) -> float:
     """Return what the curvature never exceeds, whatever the logits: max_ij |b_i - b_j|^2 / 4.
 
     It is the supremum where the blur can be inverted, so that every p comes from some logits, and
-    where no direction spreads the other rows further. The b are the rows of the blur: v^T B^T (diag(p) - p p^T) B v is the variance of the numbers
-    b_i v under p, which is largest where p halves between the two that lie furthest apart.
+    where no direction spreads the other rows further. The b are the rows of the blur:
+    v^T B^T (diag(p) - p p^T) B v is the variance of the numbers b_i v under p, which is largest
+    where p halves between the two that lie furthest apart.
 
     Shapes:  blur [n, n].
     Limits:  no blur gives 1/2; any matrix whose rows are averages gives at most 1/2, and less where

@@ -170,3 +170,11 @@ def test_a_record_is_shown_as_it_is_stored_and_nothing_is_measured(capsys, monke
     assert [float(row.split()[place]) for row in rows] == pytest.approx(
         [row["fd"] for row in stored.rows], rel=1e-3
     )
+
+
+def test_a_number_cannot_have_the_name_of_a_setting(sweep, tmp_path, monkeypatch):
+    monkeypatch.setenv("GUIDANCE_EDU_PROGRESS", "0")
+    monkeypatch.setattr(records, "measure", lambda name, row: {"w": 1.0})
+    with pytest.raises(ValueError, match=r"\['w'\] name a setting and a number"):
+        records.run(sweep, tmp_path / "records", tmp_path / "keep")
+    assert not (tmp_path / "records").exists()
