@@ -137,7 +137,8 @@ def _png(fig: Figure, dpi: int, dithered: bool) -> bytes:
     raw, small = io.BytesIO(), io.BytesIO()
     fig.savefig(raw, format="png", dpi=dpi, metadata={"Software": None})
     image = Image.open(raw).convert("RGB")
-    colours = image.quantize(256, dither=Image.Dither.NONE)
+    # Refining the palette takes seconds, which only a figure that is worth dithering repays.
+    colours = image.quantize(256, kmeans=int(dithered), dither=Image.Dither.NONE)
     if dithered:
         colours = image.quantize(256, palette=colours, dither=Image.Dither.FLOYDSTEINBERG)
     colours.save(small, "PNG", optimize=True)

@@ -35,10 +35,13 @@ def device() -> torch.device:
 
 
 def quick_bf16() -> bool:
-    """Say whether the book's device computes faster in bfloat16 than in float32."""
+    """Say whether the book's device computes faster in bfloat16 than in float32.
+
+    Limits:  False on a CPU where torch is too old to say (2.6).
+    """
     if device().type == "cuda":
         return torch.cuda.is_bf16_supported()
-    known = torch.cpu.get_capabilities()
+    known = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 

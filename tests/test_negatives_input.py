@@ -182,8 +182,8 @@ def test_the_square_is_in_the_middle_and_the_frequency_mask_on_the_detail():
 
 
 def test_detail_sees_stripes_and_not_slopes():
-    slope = torch.linspace(-1, 1, 64).expand(1, 1, 64, 64)
-    waves = torch.cos(torch.arange(64) * math.pi * 0.8).expand(1, 1, 64, 64)
+    slope = torch.linspace(-1, 1, 64).repeat(1, 1, 64, 1)
+    waves = torch.cos(torch.arange(64) * math.pi * 0.8).repeat(1, 1, 64, 1)
     assert float(detail(waves, 0.25, (8, 8)).mean()) == pytest.approx(0.5**0.5, rel=0.05)
     assert float(detail(slope, 0.25, (8, 8))[0, 4, 3:5].max()) < 0.05
 

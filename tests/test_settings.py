@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-from guidance_edu.settings import device, generator, progress, seed_shift
+from guidance_edu.settings import device, generator, progress, quick_bf16, seed_shift
 
 FEW = limits(max_examples=20, deadline=None, derandomize=True)
 
@@ -135,3 +135,11 @@ def test_a_progress_bar_passes_every_item_on_and_hides_when_told(monkeypatch, ca
     bar = progress(iter("ab"), "counting", total=2)
     assert bar.disable and list(bar) == ["a", "b"]
     assert capsys.readouterr().err == ""  # nor does a short loop show a bar
+
+
+def test_a_torch_that_cannot_tell_what_the_cpu_is_good_at_gets_float32(monkeypatch):
+    monkeypatch.setenv("GUIDANCE_EDU_DEVICE", "cpu")
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert quick_bf16() is False
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True}, raising=False)
+    assert quick_bf16() is True

@@ -1,10 +1,12 @@
 """The comparison: chosen on one seed, judged on others, paired with the unguided model."""
 
+import math
+
 import pytest
 
 from toy_models import side_by_side
 from toy_models.side_by_side import METHODS
-from toy_models.sweeps.image_guidance import JUDGING, TUNING
+from toy_models.sweeps.image_guidance import JUDGING, TUNING, paired
 from toy_models.sweeps.images import cached
 
 
@@ -12,7 +14,7 @@ from toy_models.sweeps.images import cached
 def test_every_method_is_chosen_and_judged(name):
     setting = side_by_side.chosen(name)
     rows = side_by_side.judged(name)
-    assert {row["seed"] for row in rows} <= set(JUDGING) and rows
+    assert sorted(row["seed"] for row in rows) == sorted(JUDGING)
     assert all(row[knob] == value for row in rows for knob, value in setting.items())
     assert all(row["w"] > 1 for row in side_by_side.tried(name))
     tuned = [row for row in side_by_side.tried(name) if row["seed"] in TUNING]
@@ -28,6 +30,14 @@ def test_the_choice_does_not_look_at_the_seeds_that_judge(monkeypatch):
     assert side_by_side.chosen("CFG") == before
 
 
+def test_rows_by_weight_keep_the_chosen_layer_and_start_without_guidance():
+    rows = side_by_side.by_weight("PAG")
+    assert list(rows) == [1.0, 1.25, 1.5, 2.0, 3.0]
+    assert all(len(same) == len(JUDGING) + len(TUNING) for same in rows.values())
+    layer = side_by_side.chosen("PAG")["layers"]
+    assert all(row["layers"] == layer for w, same in rows.items() if w > 1 for row in same)
+
+
 def test_a_gain_is_the_fall_of_fd_against_the_unguided_model():
     alone = side_by_side.unguided("imagenet64-main")
     rows = side_by_side.judged("CFG")
@@ -35,6 +45,30 @@ def test_a_gain_is_the_fall_of_fd_against_the_unguided_model():
     fd, noise = side_by_side.gain("CFG")
     assert fd == pytest.approx(expected) and 0 < noise < abs(fd)
     assert side_by_side.mean("CFG", "fd") == pytest.approx(sum(r["fd"] for r in rows) / len(rows))
+
+
+def test_a_gain_has_the_noise_of_the_paired_comparison():
+    alone = side_by_side.unguided("imagenet64-main")
+    noises = [paired(alone[row["seed"]], row)[1] for row in side_by_side.judged("SIMS")]
+    expected = math.sqrt(sum(noise**2 for noise in noises)) / len(noises)
+    assert side_by_side.gain("SIMS")[1] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("other", ["CFG", "ICG"])
+def test_a_lead_is_the_difference_of_two_gains(other):
+    gap = side_by_side.gain("SIMS")[0] - side_by_side.gain(other)[0]
+    fd, noise = side_by_side.lead("SIMS", other)
+    assert fd == pytest.approx(gap) and noise > 0
+    assert side_by_side.lead(other, "SIMS") == pytest.approx((-fd, noise))
+    assert side_by_side.lead(other, other) == (0.0, 0.0)
+
+
+def test_a_lead_on_one_model_is_the_paired_difference_of_the_rows():
+    theirs = {row["seed"]: row for row in side_by_side.judged("CFG")}
+    pairs = [paired(theirs[row["seed"]], row) for row in side_by_side.judged("SIMS")]
+    fd, noise = side_by_side.lead("SIMS", "CFG")
+    assert fd == pytest.approx(sum(fd for fd, _ in pairs) / len(pairs))
+    assert noise == pytest.approx(math.hypot(*[noise for _, noise in pairs]) / len(pairs))
 
 
 def test_the_guide_test_is_a_mean_over_fine_noise_levels():

@@ -6,6 +6,7 @@ these models hold "for these weights".
 
 from __future__ import annotations
 
+import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -294,4 +295,4 @@ def _hardware() -> str:
         return torch.cuda.get_device_name()
     precision = "bfloat16" if quick_bf16() else "float32"
     threads = torch.get_num_threads()
-    return f"CPU ({torch.cpu.get_capabilities()['architecture']}), {threads} thread, {precision}"
+    return f"CPU ({platform.machine()}), {threads} thread, {precision}"

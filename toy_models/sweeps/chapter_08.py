@@ -21,7 +21,7 @@ def _finished(n: int, seed: int) -> Tensor:
     return drawn(cached(MAIN), n)
 
 
-@sweep("image_grain", seeds=SEEDS[:2], settings=grid(blur=[0.35, 0.4, 0.45], n=[SWEEP]))
+@sweep("image_grain", seeds=SEEDS, settings=grid(blur=[0.35, 0.4, 0.45], n=[SWEEP]))
 def image_grain(blur: float, n: int) -> Row:
     """Unguided samples of the main 64x64 model, blurred when they are finished."""
     x = blur_image(_finished(n, seed_shift()), blur)

@@ -53,7 +53,7 @@ _ROWS = [("queries", 1.5), ("queries", 2.0), ("identity", 1.5)]
 
 @sweep(
     "image_contrast",
-    seeds=SEEDS[:2],
+    seeds=SEEDS,
     settings=[{"rule": rule, "w": w, "n": SWEEP} for rule, w in _ROWS],
 )
 def image_contrast(rule: str, w: float, n: int) -> Row:
@@ -72,7 +72,7 @@ _MIDDLE = "mid.8 dec.8.0"
 
 @sweep(
     "image_middle",
-    seeds=SEEDS[:2],
+    seeds=SEEDS,
     settings=[
         *[{"layers": _MIDDLE, "w": w, "n": SWEEP} for w in (1.5, 2.0, 3.0)],
         {"layers": "dec.8.0", "w": 3.0, "n": SWEEP},

@@ -176,7 +176,7 @@ def image_condition(method: str, w: float, n: int) -> Row:
 
 @sweep(
     "image_clock",
-    seeds=SEEDS[:2],
+    seeds=SEEDS,
     settings=[
         *grid(model=[MAIN], clock=["noise"], size=[0.05, 0.1, 0.2, 0.5], w=[2.0], n=[SWEEP]),
         *grid(model=[MAIN], clock=["noise"], size=[0.1], w=[1.5, 3.0], n=[SWEEP]),
@@ -271,7 +271,7 @@ def _smoothed(
 
 @sweep(
     "image_smoothing",
-    seeds=SEEDS[:2],
+    seeds=SEEDS,
     settings=[
         *[_smoothed(sigma=sigma) for sigma in (0.5, 1.0, 2.0, "inf")],
         *[_smoothed(w=w) for w in (1.25, 1.5, 3.0)],
