@@ -29,6 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
             command.add_argument("--jobs", type=int, default=2, help="notebooks at a time")
         if name == "seeds":
             command.add_argument("--seeds", type=int, nargs="+", default=[1000, 2000, 3000])
+        if name == "mutations":
+            help_ = "these claims alone, such as 12.3"
+            command.add_argument("--claims", dest="ids", nargs="+", default=[], help=help_)
         if name == "records":
             command.add_argument("names", nargs="*", help="sweeps; all where none is named")
             command.add_argument("--show", action="store_true", help="print what is stored")

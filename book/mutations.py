@@ -80,15 +80,23 @@ def show(verdicts: Sequence[Verdict]) -> str:
     return text
 
 
-def main(only: str = "", jobs: int = 2) -> int:
-    """Apply each claim's mutation to a copy of its chapter, run it and print what happened."""
+def main(only: str = "", jobs: int = 2, ids: Sequence[str] = ()) -> int:
+    """Apply each claim's mutation to a copy of its chapter, run it and print what happened.
+
+    ``ids`` limits this to some claims.
+
+    Errors:  ValueError for an id that no chosen chapter has.
+    """
     folder = BUILD / "mutations"
     shutil.rmtree(folder, ignore_errors=True)
     runs: dict[str, Run] = {}
     verdicts: list[Verdict] = []
     everything: list[Claim] = []
-    for path in chapters(only=only):
-        for claim in claims(read_notebook(path), path.stem):
+    found = [(p, claim) for p in chapters(only=only) for claim in claims(read_notebook(p), p.stem)]
+    if unknown := set(ids) - {claim.id for _, claim in found}:
+        raise ValueError(f"no claim {', '.join(sorted(unknown))} in the chosen chapters")
+    for path, claim in found:
+        if not ids or claim.id in ids:
             everything.append(claim)
             staged = folder / claim.id / path.name
             try:

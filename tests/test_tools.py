@@ -357,6 +357,16 @@ def test_a_mutation_that_a_claim_notices_is_killed_and_the_rest_is_not_run(home,
     assert "failed, measured 6" in capsys.readouterr().out
 
 
+def test_mutations_of_some_claims_leave_the_others_alone(home, notebook, capsys):
+    second = CLAIM.replace("2.1 ", "2.2 ")
+    put(home, notebook, [*CHAPTER[:4], ("code", second, "claims")])
+    assert mutations.main(ids=["2.2"]) == 0
+    assert "1 mutations, 1 failed, all killed" in capsys.readouterr().out
+    assert not (home / "build" / "mutations" / "2.1").exists()
+    with pytest.raises(ValueError, match=r"no claim 2\.7 in the chosen chapters"):
+        mutations.main(ids=["2.1", "2.7"])
+
+
 def test_a_mutation_that_no_claim_notices_survives(home, notebook, capsys):
     loose = CLAIM.replace("tol=0.5", "tol=50.0")
     put(home, notebook, [*CHAPTER[:3], ("code", loose, "claims")])
