@@ -42,7 +42,7 @@ FOLDED = {
     "solution": ("hide-cell", "Solution"),
     "imports": ("hide-input", "What is imported"),
     "figure": ("hide-input", "How the figure is drawn"),
-    "claims": ("hide-input", "How the claims are checked"),
+    "claims": ("hide-input", "How {names} checked"),
 }
 
 
@@ -58,9 +58,19 @@ def fold(nb: nbformat.NotebookNode) -> None:
             kinds.append("figure")
         if kinds:
             tag, prompt = FOLDED[kinds[0]]
+            if kinds[0] == "claims":
+                prompt = prompt.format(names=_named(cell))
             cell.metadata["tags"] = [*tags, tag]
             prompts = {"code_prompt_show": prompt, "code_prompt_hide": prompt}
             cell.metadata.setdefault("mystnb", {}).update(prompts)
+
+
+def _named(cell: nbformat.NotebookNode) -> str:
+    """Return the claims of a cell as words: claim 2.1 is, claims 2.1 to 2.4 are."""
+    names = [claim.id for claim in claims(nbformat.v4.new_notebook(cells=[cell]), "this chapter")]
+    if len(names) < 2:
+        return f"claim {names[0]} is" if names else "it is"
+    return f"claims {names[0]} to {names[-1]} are"
 
 
 def link_claims(text: str, homes: dict[str, str]) -> str:

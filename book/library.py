@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 from book import ROOT
 
 PACKAGES = ("guidance_edu", "toy_models")
+FIELD = re.compile(r"[A-Z][a-z]+:\s")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -35,9 +37,35 @@ def _module(path: Path) -> list[str]:
         return []
     lines = [f"## `{name}`", "", ast.get_docstring(tree).split("\n\n")[0], ""]
     for node in entries:
-        lines += [f"### `{node.name}`", "", "```python", signature(node), "```", ""]
-        lines += ["```text", ast.get_docstring(node) or "", "```", ""]
+        lines += [f"### `{node.name}`", ""]
+        lines += ["```{code-block} python", ":class: signature", signature(node), "```", ""]
+        lines += ["```text", readable(ast.get_docstring(node) or ""), "```", ""]
     return lines
+
+
+def readable(docstring: str) -> str:
+    """Return a docstring for a page of any width: no markup, one line for each paragraph or field.
+
+    Indented blocks, which are examples, stay as they are.
+    """
+    text = re.sub(r":\w+:`~(?:\w+\.)*(\w+)`|:\w+:`([^`]+)`", lambda m: m[1] or m[2], docstring)
+    text = text.replace("``", "")
+    return "\n\n".join(map(_unwrapped, text.split("\n\n")))
+
+
+def _unwrapped(paragraph: str) -> str:
+    lines = paragraph.split("\n")
+    indented = [line.startswith(" ") for line in lines]
+    if all(indented):
+        return paragraph
+    items: list[str] = []
+    for line, deeper in zip(lines, indented, strict=True):
+        # Where continuations are indented, each other line is an item of its own.
+        if not items or (not deeper and (any(indented) or FIELD.match(line))):
+            items.append(line)
+        else:
+            items[-1] += " " + line.strip()
+    return "\n".join(items)
 
 
 def _public(node: ast.AST) -> bool:

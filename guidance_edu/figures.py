@@ -40,6 +40,8 @@ STYLE = {
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
     "axes.titleweight": "bold",
+    "figure.titlesize": 12,
+    "figure.titleweight": "bold",
     "axes.labelsize": 10,
     "axes.prop_cycle": mpl.cycler(color=[POSITIVE, NEGATIVE, GUIDED, FAILURE, TRUTH]),
     "xtick.labelsize": 9,

@@ -1,5 +1,6 @@
 """The book's own commands, on notebooks made for the purpose."""
 
+import inspect
 import json
 import math
 import os
@@ -14,7 +15,19 @@ import nbformat
 import pytest
 
 import book
-from book import bench, execute, html, ledger, mutations, prose, references, refresh, seeds, source
+from book import (
+    bench,
+    execute,
+    html,
+    ledger,
+    library,
+    mutations,
+    prose,
+    references,
+    refresh,
+    seeds,
+    source,
+)
 from book.__main__ import main
 
 CLAIM = """\
@@ -498,6 +511,30 @@ def test_the_code_of_imports_figures_and_claims_is_folded_and_their_outputs_are_
     html.fold(nb)
     folded = [[t for t in source.tags(c) if t.startswith("hide")] for c in nb.cells]
     assert folded == [["hide-input"], ["hide-cell"], ["hide-input"], ["hide-input"], []]
+
+
+def test_the_fold_of_claims_names_them(notebook):
+    two = CLAIM + "\n" + CLAIM.replace("2.1 ", "2.2 ")
+    nb = source.read(notebook("02_x", [("code", "1"), ("code", CLAIM, "claims")]))
+    nb.cells.append(nbformat.v4.new_code_cell(two, metadata={"tags": ["claims"]}))
+    html.fold(nb)
+    said = [cell.metadata["mystnb"]["code_prompt_show"] for cell in nb.cells[1:]]
+    assert said == ["How claim 2.1 is checked", "How claims 2.1 to 2.2 are checked"]
+
+
+def test_docstrings_are_readable_on_a_page_of_any_width():
+    text = """Say :func:`~a.b.it` of ``x``
+    or of :class:`y`.
+
+        x = 1
+            y = 2
+
+    Shapes:  x [n],
+             y [m].
+    Limits:  none."""
+    assert library.readable(inspect.cleandoc(text)) == (
+        "Say it of x or of y.\n\n    x = 1\n        y = 2\n\nShapes:  x [n], y [m].\nLimits:  none."
+    )
 
 
 def test_references_are_written_with_their_anchors(tmp_path):
