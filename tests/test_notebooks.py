@@ -69,6 +69,15 @@ def test_outputs_hold_no_error_and_no_warning(path, nb):
 
 
 @every_chapter
+def test_printed_lines_fit_the_page(path, nb):
+    """A claim's line wraps on the page; the others are tables, which would not survive that."""
+    for cell, out in outputs(nb):
+        if "claims" not in source.tags(cell):
+            long = [line for line in out.get("text", "").splitlines() if len(line) > 100]
+            assert not long, (cell.id, long[0], len(long[0]))
+
+
+@every_chapter
 def test_figures_are_small_described_palette_png_one_to_a_cell(path, nb):
     for cell in code(nb):
         images = [o.data for o in cell.outputs if "image/png" in o.get("data", {})]
