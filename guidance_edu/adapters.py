@@ -39,7 +39,8 @@ def from_diffusers(
     Units:   sigma is that of x = x0 + sigma noise, up to the last level of the scheduler; between
              its steps the time is interpolated in ln sigma.
     Limits:  where nobody reaches in, the network runs as it is, processors and all.
-    Errors:  TypeError for what is no network; ValueError for a scheduler of another kind, and in a
+    Errors:  TypeError for what is no network, or a ``null`` that is neither label nor text;
+             ValueError for a condition of another batch, for a scheduler of another kind, and in a
              call for a sigma above its last level. Layers that cannot be reached into (attention
              to a text, rotary positions, joint attention) are listed in ``closed``, with the
              reason, and refused by name.
@@ -53,6 +54,8 @@ def from_diffusers(
             f"expected a scheduler with alphas_cumprod and a prediction_type of"
             f" {', '.join(PREDICTIONS)}, got {type(scheduler).__name__} with {kind!r}"
         )
+    if isinstance(null, bool) or not isinstance(null, (int, Tensor, type(None))):
+        raise TypeError(f"expected null as a label, an embedded text or None, got {null!r}")
     shares = torch.as_tensor(shares, dtype=torch.float64, device="cpu")
     return FromDiffusers(network, shares, PREDICTIONS[kind], null)
 
@@ -98,7 +101,8 @@ class FromDiffusers(nn.Module):
         weight = next(self.network.parameters(), x)
         named = {} if condition is None else {self.told_as: condition.to(weight.device)}
         with self._reached():
-            time = self._time(level).to(weight)
+            # In the dtype of half a network, a step of 238.4 would be one of 238.
+            time = self._time(level).to(weight.device, torch.float32)
             answer = self.network(scaled.to(weight), time, return_dict=False, **named)[0]
         if answer.shape[1] == 2 * x.shape[1]:  # the second half is a learned variance
             answer = answer[:, : x.shape[1]]
@@ -120,6 +124,8 @@ class FromDiffusers(nn.Module):
             condition = torch.full((len(x),), self.null_label)
         if condition is None and self.null_text is not None:
             condition = self.null_text.expand(len(x), *self.null_text.shape[-2:])
+        if condition is not None and condition.shape[:1] != x.shape[:1]:
+            raise ValueError(f"expected {len(x)} conditions, got {list(condition.shape)}")
         if condition is not None and self.told_as is None:
             raise ValueError(f"{type(self.network).__name__} knows no condition, got one")
         return condition

@@ -3,7 +3,8 @@
 Every network of the book attends through :class:`SelfAttention`, other people's networks through
 :mod:`guidance_edu.adapters`. A negative that breaks attention replaces the function
 ``attend(queries, keys, values, grid)`` of chosen layers, for chosen samples of the batch, inside a
-``with`` block. However the block ends, the layer is whole again.
+``with`` block. However the block ends, the layer is whole again. Inside it, the layer is changed
+for everybody: one network serves one thread at a time.
 """
 
 from __future__ import annotations

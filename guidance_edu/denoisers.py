@@ -149,7 +149,8 @@ class Preconditioned(nn.Module):
              feature [n] and the condition.
     Units:   sigma_data is the standard deviation of the data.
     Limits:  sigma -> 0 gives x; a network that returns 0 gives the best linear denoiser of
-             N(0, sigma_data^2). The network computes in its own dtype and on its own device.
+             N(0, sigma_data^2). The network computes in its own dtype and on its own device,
+             what surrounds it in float32 at least; the result has the dtype of x.
     Errors:  ValueError on a bad sigma, a non-positive sigma_data, or non-finite x.
     Source:  Karras et al. 2022, table 1 (right column) and app. B.6.
     Chapter: 01_denoisers_and_samplers
@@ -170,8 +171,11 @@ class Preconditioned(nn.Module):
         self, x: Tensor, sigma: float | Tensor, condition: Tensor | None = None, **extra: Tensor
     ) -> Tensor:
         """Return the denoised x; what else the network takes is handed on by name."""
+        check_sigma(x, 0.0)  # x itself: a tensor of samples in floating point
         if not bool(x.isfinite().all()):
             raise ValueError("expected finite x, got NaN or infinity")
+        dtype = x.dtype
+        x = x.to(torch.promote_types(dtype, torch.float32))  # sigma**2 leaves float16 at 256
         sigma = check_sigma(x, sigma).expand(len(x), *[1] * (x.dim() - 1))  # [n, 1, ...]
         total = sigma**2 + self.sigma_data**2
         c_skip = self.sigma_data**2 / total
@@ -185,11 +189,11 @@ class Preconditioned(nn.Module):
         raw = self.network(*inputs, **extra).to(x)
         skipped = c_skip * x
         if raw.shape == x.shape:
-            return skipped + c_out * raw
+            return (skipped + c_out * raw).to(dtype)
         # A network may answer k times in one pass (guidance_edu.attention.forked): [k n, ...].
         if raw.shape[1:] != x.shape[1:] or not len(x) or len(raw) % len(x):
             raise ValueError(f"the network returned {list(raw.shape)} for x {list(x.shape)}")
-        return (skipped + c_out * raw.unflatten(0, (-1, len(x)))).flatten(0, 1)
+        return (skipped + c_out * raw.unflatten(0, (-1, len(x)))).flatten(0, 1).to(dtype)
 
 
 def _check_level(x: Tensor, level: float | Tensor, name: str) -> Tensor:

@@ -54,9 +54,12 @@ class PowerEMA:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take in the weights after one more training step of constant length."""
+        weights = list(model.parameters())
+        if [w.shape for w in weights] != [w.shape for w in self.weights]:
+            raise ValueError("expected the network whose weights are averaged, got another one")
         self.updates += 1
         keep = (1 - 1 / self.updates) ** (self.gamma + 1)
-        torch._foreach_lerp_(self.weights, list(model.parameters()), 1 - keep)
+        torch._foreach_lerp_(self.weights, weights, 1 - keep)
 
     @torch.no_grad()
     def copy_to(self, model: nn.Module) -> None:

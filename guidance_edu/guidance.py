@@ -24,7 +24,8 @@ def guide(positive: Tensor, negative: Tensor, w: float) -> Tensor:
 
     Shapes:  positive, negative, result: [n, ...], all in one prediction space.
     Limits:  w = 1 is the positive, bit for bit; w = 0 is the negative up to rounding.
-    Errors:  ValueError when the shapes differ or w is not finite.
+    Errors:  ValueError when the shapes differ, a prediction is not in floating point, or w is not
+             finite.
     Source:  Karras et al. 2024 (arXiv:2406.02507), eq. 3; Ho & Salimans 2022 write w - 1 for our w.
     Chapter: 02_classifier_free_guidance
     """
@@ -68,13 +69,15 @@ def rescale(guided: Tensor, positive: Tensor, strength: float = 0.7) -> Tensor:
              sec. 3.4.
     Chapter: 02_classifier_free_guidance
     """
-    if guided.shape != positive.shape or guided[:1].numel() < 2:
+    if guided.shape != positive.shape or guided.shape[1:].numel() < 2:
         raise ValueError(
             f"expected two predictions of one shape with at least two numbers a sample,"
             f" got {list(guided.shape)} and {list(positive.shape)}"
         )
     if not 0 <= strength <= 1:
         raise ValueError(f"expected strength from 0 to 1, got {strength}")
+    if not len(guided):
+        return guided
     axes = tuple(range(1, guided.dim()))
     spread = guided.std(axes, keepdim=True)
     ratio = torch.where(spread > 0, positive.std(axes, keepdim=True) / spread, 1)
@@ -194,9 +197,14 @@ class Guided:
     when its ``model`` is the positive. Of several such negatives, one shares work with the
     positive.
 
+    A network serves one thread at a time: a negative that reaches into its layers changes them
+    while it is asked.
+
     ``batching`` is ``"one"`` batch, ``"two"`` passes, or ``"auto"``: two on a CPU, where a doubled
     batch costs more than two passes, and one on a GPU.
     """
+
+    __slots__ = ("_step", "batching", "positive", "terms")  # g.w = 3 is an error, not a no-op
 
     def __init__(
         self,
@@ -209,7 +217,7 @@ class Guided:
         if batching not in {"auto", "one", "two"}:
             raise ValueError(f"expected batching auto, one or two, got {batching!r}")
         self.positive, self.batching = _callable(positive), batching
-        self._step: tuple[float, Denoiser] | None = None
+        self._step: tuple[tuple, Denoiser] | None = None
         if isinstance(negatives, (list, tuple)):
             if w is not None or window is not None:
                 raise ValueError("give w and window inside the list: (negative, w, window)")
@@ -245,9 +253,10 @@ class Guided:
         Asked twice for one level, it returns one object, so that a negative still recognises the
         positive as its model.
         """
-        if self._step is None or self._step[0] != sigma:
-            self._step = (sigma, self._during(sigma))
-        return self._step[1]
+        asked, step = (sigma, self.positive, self.terms, self.batching), self._step
+        if step is None or step[0] != asked:
+            self._step = step = (asked, self._during(sigma))
+        return step[1]
 
     def _during(self, sigma: float) -> Denoiser:
         positive = during(self.positive, sigma)
@@ -331,7 +340,7 @@ def _term(negative: Denoiser, w: float, window: tuple[float, float] | None = EVE
     if not isinstance(window, (list, tuple)) or len(window) != 2:
         raise ValueError(f"expected a window (low, high), got {window!r}")
     low, high = window
-    if not 0 <= low < high:
+    if any(isinstance(edge, (str, type(None))) for edge in window) or not 0 <= low < high:
         raise ValueError(f"expected a window (low, high) with 0 <= low < high, got {(low, high)}")
     return Term(_callable(negative), check_weight(w), (float(low), float(high)))
 
@@ -341,6 +350,10 @@ def _difference(positive: Tensor, negative: Tensor) -> Tensor:
         raise ValueError(
             f"expected positive and negative of one shape, got {list(positive.shape)}"
             f" and {list(negative.shape)}"
+        )
+    if not (positive.is_floating_point() and negative.is_floating_point()):
+        raise ValueError(
+            f"expected predictions in floating point, got {positive.dtype} and {negative.dtype}"
         )
     return positive - negative
 

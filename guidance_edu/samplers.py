@@ -105,8 +105,8 @@ def sample_states(
              normal; levels [steps + 1], strictly falling; condition None or [n].
     Limits:  churn = 0 makes the stochastic sampler Heun's.
     Errors:  ValueError for an unknown method, levels that do not fall or are not finite, x that is
-             not finite, churn < 0, or a stochastic sampler without ``rng``; TypeError when x is no
-             tensor.
+             not finite, churn < 0, a stochastic sampler without ``rng``, or a denoiser that
+             returns another shape; TypeError when x is no tensor.
     Source:  Karras et al. 2022, algorithms 1 and 2 (our churn is their gamma, with S_noise = 1;
              there is none before the last step, to 0).
     Chapter: 01_denoisers_and_samplers
@@ -118,7 +118,8 @@ def sample_states(
         raise TypeError(f"expected starting points x as a tensor, got {type(x).__name__}")
     if not x.isfinite().all():
         raise ValueError("expected finite starting points x, got NaN or infinity")
-    if method == "stochastic" and (rng is None or rng.device.type != "cpu"):
+    drawn = isinstance(rng, torch.Generator) and rng.device.type == "cpu"
+    if method == "stochastic" and not drawn:
         raise ValueError("the stochastic sampler needs rng, a torch.Generator on the CPU")
     if not 0 <= churn < math.inf:
         raise ValueError(f"expected finite churn of at least 0, got {churn}")
@@ -169,6 +170,9 @@ class _Recorder:
 
     def __call__(self, x: Tensor, sigma: float, condition: Tensor | None) -> Tensor:
         denoised = self.denoiser(x, sigma, condition)
+        if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
+            got = list(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__
+            raise ValueError(f"expected a denoised x of shape {list(x.shape)}, got {got}")
         self.first = denoised if self.first is None else self.first
         return denoised
 

@@ -316,3 +316,13 @@ def test_a_preconditioned_network_refuses_bad_input():
 
     with pytest.raises(ValueError, match=r"returned \[4, 4\] for x \[4, 2\]"):
         Preconditioned(Wide())(x, 1.0)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1e-4, 1.0, 300.0, 5000.0])
+def test_half_precision_samples_are_denoised_as_well_as_they_can_be_written(sigma):
+    model = Preconditioned(Constant(0.7), 0.5)
+    x = torch.linspace(-1, 1, 8)[:, None] * max(sigma, 1.0)
+    found = model(x.half(), sigma)
+    assert found.dtype == torch.float16
+    wanted = model(x.half().float(), sigma)
+    torch.testing.assert_close(found.float(), wanted, rtol=2e-3, atol=1e-6)

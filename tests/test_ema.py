@@ -335,3 +335,10 @@ def test_weights_are_put_into_a_model_of_their_shape_only():
     for wrong in ([], [torch.zeros(2)], [torch.zeros(1), torch.zeros(1)]):
         with pytest.raises(ValueError, match=r"expected weights of shapes \[\[1\]\], got"):
             set_weights(model, wrong)
+
+
+def test_an_average_takes_in_the_weights_of_its_own_network_alone():
+    average = PowerEMA(nn.Linear(2, 2), 0.1)
+    with pytest.raises(ValueError, match="the network whose weights are averaged"):
+        average.update(nn.Linear(2, 1))
+    assert average.updates == 0

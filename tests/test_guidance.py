@@ -806,3 +806,30 @@ def test_one_batch_is_the_choice_off_the_cpu():
     assert not guided._one_batch(torch.empty(1)) and guided._one_batch(
         torch.empty(1, device="meta")
     )
+
+
+def test_a_weight_set_from_outside_is_an_error_and_not_ignored():
+    guided = Guided(lambda x, s, c=None: x, lambda x, s, c=None: 0 * x, 2.0)
+    with pytest.raises(AttributeError, match="'w'"):
+        guided.w = 50.0
+
+
+def test_terms_that_are_exchanged_count_in_the_next_run():
+    x, levels = torch.ones(1, 1), [2.0, 0.0]
+    guided = Guided(lambda x, s, c=None: 0.5 * x, lambda x, s, c=None: 0 * x, 2.0)
+    assert float(sample(guided, x, levels)) == pytest.approx(1.0)
+    other = Guided(lambda x, s, c=None: 0.5 * x, lambda x, s, c=None: 0 * x, 8.0)
+    guided.terms = other.terms
+    assert float(sample(guided, x, levels)) == pytest.approx(4.0)
+
+
+def test_whole_numbers_are_no_predictions():
+    pixels = torch.tensor([10, 20], dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"floating point, got torch\.uint8"):
+        guide(pixels, pixels.flip(0), 2.0)
+
+
+@pytest.mark.parametrize("window", [(0.2, None), ("a", "b")])
+def test_a_window_of_other_things_than_numbers_is_named(window):
+    with pytest.raises(ValueError, match="expected a window"):
+        Guided(lambda x, s, c=None: x, lambda x, s, c=None: x, 2.0, window)

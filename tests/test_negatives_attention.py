@@ -256,3 +256,10 @@ def test_wrong_models_layers_and_sizes_say_so(model):
         dropped_weights(1.5, torch.Generator())
     with pytest.raises(ValueError, match="finite size of at least 0, got -1"):
         noisy_weights(-1, torch.Generator())
+
+
+def test_layers_may_come_from_a_generator():
+    model, (x, labels) = stirred(), batch()
+    named = ["dec.16.0"]
+    wanted = identity_attention(model, named)(x, 1.0, labels)
+    assert torch.equal(identity_attention(model, (name for name in named))(x, 1.0, labels), wanted)

@@ -261,3 +261,9 @@ class Named(nn.Module):
     def __init__(self):
         super().__init__()
         self.first = nn.Linear(1, 1)
+
+
+@pytest.mark.parametrize("avoid", [7, 3, -1])
+def test_a_class_to_avoid_that_does_not_exist_is_named(avoid):
+    with pytest.raises(ValueError, match=f"from 0 to 2, got {avoid} to {avoid}"):
+        random_labels(torch.rand(4), 3, avoid=torch.full((4,), avoid))

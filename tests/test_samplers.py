@@ -313,3 +313,14 @@ def test_other_bad_input_is_refused():
             sample(half, x, [2, 1], method="stochastic", churn=churn, rng=rng())
     with pytest.raises(ValueError, match=r"expected condition of shape \[3\] and dtype long"):
         sample(three_blobs(), x, [2, 1], condition=torch.zeros(2).long())
+
+
+@pytest.mark.parametrize("answer", [lambda x: (x / 2).squeeze(-1), lambda x: x[:1], lambda x: 0.0])
+def test_a_denoiser_that_returns_another_shape_is_refused(answer):
+    with pytest.raises(ValueError, match=r"expected a denoised x of shape \[5, 1\], got"):
+        sample(lambda x, sigma, condition=None: answer(x), torch.ones(5, 1), [1.0, 0.5, 0.0])
+
+
+def test_the_stochastic_sampler_wants_a_generator():
+    with pytest.raises(ValueError, match=r"needs rng, a torch\.Generator"):
+        sample(lambda x, s, c=None: x / 2, torch.ones(2, 1), [1.0, 0.0], method="stochastic", rng=3)

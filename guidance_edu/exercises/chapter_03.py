@@ -145,6 +145,8 @@ def worse_yet_below_one(answer):
         guide = answer(error.clone())
         if not isinstance(guide, torch.Tensor) or guide.shape != error.shape:
             return f"expected errors of shape {list(error.shape)}"
+        if not bool(guide.isfinite().all()):
+            return "expected finite errors, got NaN or infinity"
         if not bool((guide.norm(dim=1) > error.norm(dim=1) * (1 + 1e-9)).all()):
             return "the guide must err more than the main model at every point, and it does not"
         # Slope of the squared error at w = 1, by a finite difference.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from guidance_edu.exercises.check import compare, compare_number, exercise
@@ -83,6 +85,8 @@ def unmoved_class(answer):
         return "expected a list of numbers"
     if len(means) < 3:
         return f"expected at least three means, got {len(means)}"
+    if not all(map(math.isfinite, means)):
+        return f"expected finite means, got {means}"
     near = min(abs(a - b) for k, a in enumerate(means) for b in means[k + 1 :])
     if near < 0.5:
         return f"two means are only {near:g} apart; expected at least 0.5"

@@ -65,7 +65,8 @@ def perturbed_attention(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a network with attention, got {type(model).__name__}")
-    layers = [layers] if isinstance(layers, int) else layers
+    if not isinstance(layers, str):  # a single name is refused below, with the names there are
+        layers = [layers] if isinstance(layers, int) else list(layers)
     chosen_layers(model, layers)
     return PerturbedAttention(model, layers, rule)
 

@@ -76,6 +76,11 @@ def random_labels(draws: Tensor, classes: int, avoid: Tensor | None = None) -> T
         return labels
     if avoid.shape != draws.shape or avoid.dtype != torch.long:
         raise ValueError(f"expected labels to avoid of shape {[*draws.shape]}, dtype long")
+    if len(avoid) and not 0 <= int(avoid.min()) <= int(avoid.max()) < classes:
+        raise ValueError(
+            f"expected labels to avoid from 0 to {classes - 1}, got {int(avoid.min())} to"
+            f" {int(avoid.max())}"
+        )
     return labels + (labels >= avoid)  # the classes from the avoided one on move up by one
 
 

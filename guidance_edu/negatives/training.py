@@ -36,13 +36,14 @@ def rounded_weight(weight: Tensor, bits: float) -> Tensor:
 
     Shapes:  weight, result of one shape.
     Limits:  many bits change nothing; no entry moves by more than half a step; a weight of zeros
-             stays; scaling the weight scales the result.
+             stays; scaling the weight scales the result (up to rounding, which decides entries
+             halfway between two steps).
     Errors:  ValueError for fewer than 1 bit.
     Chapter: 04_autoguidance
     """
     if not 1 <= bits < math.inf:
         raise ValueError(f"expected at least 1 bit, got {bits}")
-    step = 2 * weight.abs().max() / (2**bits - 1)
+    step = 2 * weight.abs().max() / (2.0 ** min(bits, 99) - 1)
     return torch.where(step > 0, (weight / step).round() * step, weight)
 
 

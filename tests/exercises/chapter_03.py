@@ -92,5 +92,6 @@ WRONG = {
         (lambda error: 0.5 * error, "err more than the main model"),
         (lambda error: error, "err more than the main model"),
         (lambda error: error.norm(dim=1), "expected errors of shape"),
+        (lambda error: error / 0, "expected finite errors"),
     ],
 }

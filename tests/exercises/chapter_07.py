@@ -39,6 +39,8 @@ WRONG = {
         (lambda: [0.0, 0.0, 0.0], "apart"),
         (lambda: [0.0, 1.0], "at least three"),
         (lambda: 3.0, "list of numbers"),
+        (lambda: [0.0, float("inf"), float("-inf")], "expected finite means"),
+        (lambda: [float("nan")] * 3, "expected finite means"),
         (lambda: [0.0, -2.0, -0.9, 0.9, 2.0][:0] + [0.0, -1.0, 1.0, 0.4], "apart"),
     ],
 }

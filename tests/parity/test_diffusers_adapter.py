@@ -523,3 +523,31 @@ def test_what_is_no_network_or_takes_no_condition_is_refused():
         plain(x, 1.0, torch.tensor([0]))
     with pytest.raises(ValueError, match="has no attention layer"):
         identity_attention(plain, [0])
+
+
+@pytest.mark.parametrize("null", [True, "10", 10.0, [10]])
+def test_a_null_that_is_neither_label_nor_text_is_refused(null):
+    with pytest.raises(TypeError, match="null as a label, an embedded text or None"):
+        from_diffusers(torch.nn.Identity(), DDIMScheduler(), null=null)
+
+
+def test_a_condition_of_another_batch_is_refused(networks):
+    model = from_diffusers(networks["classes"], DDIMScheduler(), LABELS - 1)
+    with pytest.raises(ValueError, match=r"expected 2 conditions, got \[1\]"):
+        model(torch.zeros(2, 3, 8, 8), 1.0, torch.tensor([0]))
+
+
+def test_a_network_in_half_precision_is_told_the_step_exactly(networks):
+    told = []
+
+    class Told(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
+
+        def forward(self, x, time, return_dict=False):
+            told.append(time)
+            return (x,)
+
+    from_diffusers(Told(), DDIMScheduler())(torch.zeros(1, 3, 4, 4), 0.9)
+    assert float(told[0]) != float(told[0].bfloat16()) and told[0].dtype == torch.float32
