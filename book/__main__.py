@@ -52,13 +52,24 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(parser.parse_args(arguments))
     name = options.pop("command")
     try:
+        if name == "bench" or (name == "records" and not options["show"]):
+            _check_device()
         return _command(name)(**options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"python -m book {name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"python -m book {name}: interrupted", file=sys.stderr)
         return 130
+
+
+def _check_device() -> None:
+    from guidance_edu.settings import device
+
+    try:
+        device()
+    except RuntimeError as error:  # no GPU; other errors of torch keep their trace
+        raise ValueError(str(error)) from None
 
 
 def _command(name: str):

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import ast
 import csv
+import os
 import re
+import signal
+import subprocess
 import sys
+import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -31,7 +36,9 @@ HIDDEN = re.compile(r"(?ms)^[ \t]*### BEGIN HIDDEN TESTS\n.*?^[ \t]*### END HIDD
 STUB = r"\1# YOUR CODE HERE\n\1raise NotImplementedError()"
 WRITTEN = "YOUR ANSWER HERE"
 PARAMETERS = "parameters"  # the id of the cell that a teacher may change
-CELL_SECONDS = 120
+# A cell is interrupted after its seconds; where it does not heed that, or the submission has had
+# its own, the kernel is killed.
+CELL_SECONDS, PATIENCE, SUBMISSION_SECONDS = 120, 10, 1800
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,8 @@ def student_version(nb: NotebookNode) -> NotebookNode:
 def restored(nb: NotebookNode, submission: NotebookNode) -> tuple[NotebookNode, list[str]]:
     """Return a submission with every locked cell as in the source, and the ids of those changed.
 
+    Metadata never come from the submission: they decide what runs and what earns points.
+
     Errors:  ValueError where a cell of the assignment is missing or stands there twice.
     """
     result = nbformat.from_dict(submission)
@@ -150,17 +159,22 @@ def restored(nb: NotebookNode, submission: NotebookNode) -> tuple[NotebookNode, 
         if wrong:
             raise ValueError(f"the submission {problem} cells of the assignment: {wrong}")
     changed, result.nbformat_minor = [], 5
+    result.metadata = nbformat.from_dict(METADATA)
     for number, (cell, key) in enumerate(zip(result.cells, here, strict=True)):
-        cell["id"] = f"own-{number}" if key is None else key
-        if key not in originals or key is None:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+        if key is None or key not in originals:
+            cell["id"], cell.metadata = f"own-{number}", NotebookNode()
             continue
-        original = originals[key]
+        original = nbformat.from_dict(originals[key])
         if role(original).locked:
             given = {original.source.strip(), released[key].source.strip()}
             if cell.source.strip() not in given and key != PARAMETERS:
                 changed.append(key)
-            cell.source, cell.cell_type = original.source, original.cell_type
-        cell.metadata["nbgrader"] = role(original)
+            result.cells[number] = original
+        else:
+            cell.metadata = original.metadata
+        result.cells[number]["id"] = key
     return result, changed
 
 
@@ -171,10 +185,10 @@ def grade(
 ) -> Grades:
     """Run a submission with the original tests and mark it.
 
-    ``run`` executes a notebook and returns what failed, by cell id; :func:`in_kernel` is the
-    default.
+    ``run`` executes a notebook, numbers the cells that ran, and returns what failed, by cell id;
+    :func:`in_kernel` is the default. A test that did not run earns nothing.
 
-    Errors:  as :func:`restored`; RuntimeError when the kernel dies.
+    Errors:  as :func:`restored` and :func:`in_kernel`.
     """
     ready, changed = restored(nb, submission)
     failed = (run or in_kernel)(ready)
@@ -187,7 +201,7 @@ def grade(
             blank = cell.source.strip() in ("", WRITTEN)
             marks.append(Mark(kind.grade_id, 0 if blank else None, kind.points))
         else:
-            why = failed.get(cell.id, "")
+            why = failed.get(cell.id, "" if cell.execution_count else "did not run")
             marks.append(Mark(kind.grade_id, 0 if why else kind.points, kind.points, why))
     return Grades(tuple(marks), tuple(changed))
 
@@ -195,26 +209,78 @@ def grade(
 def in_kernel(nb: NotebookNode) -> dict[str, str]:
     """Execute every cell in a fresh kernel, whatever fails; return the errors by cell id.
 
-    Errors:  RuntimeError when the kernel dies.
+    Limits:  a cell is interrupted after ``CELL_SECONDS`` and has failed then; all of them together
+             have ``SUBMISSION_SECONDS``.
+    Errors:  RuntimeError when the kernel dies, or is killed since a cell does not end.
     """
     from nbclient import NotebookClient
+    from nbclient.exceptions import DeadKernelError
 
     client = NotebookClient(
         nb,
-        timeout=CELL_SECONDS,
-        interrupt_on_timeout=True,
         allow_errors=True,
         kernel_name="python3",
         record_timing=False,
+        shutdown_kernel="immediate",
         extra_arguments=["--IPKernelApp.log_level=ERROR"],
     )
-    client.execute()
-    return {
-        cell.id: ANSI.sub("", f"{out.ename}: {out.evalue}")
-        for cell in nb.cells
-        for out in cell.get("outputs", [])
-        if out.output_type == "error"
-    }
+    failed, number, end = {}, 0, time.monotonic() + SUBMISSION_SECONDS
+    with client.setup_kernel():
+        for index, cell in enumerate(nb.cells):
+            if cell.cell_type != "code" or not cell.source.strip():
+                continue
+            number += 1
+            watch = _Watch(client.km.provisioner.process, end)
+            try:
+                with watch:
+                    client.execute_cell(cell, index, execution_count=number)
+            except DeadKernelError:
+                why = "does not end" if watch.killed else "ended the kernel (out of memory?)"
+                if time.monotonic() >= end:
+                    why += f", and the submission has had its {SUBMISSION_SECONDS} s"
+                raise RuntimeError(f"cell {cell.id} {why}") from None
+            if watch.late:
+                failed[cell.id] = f"no end after {CELL_SECONDS} s"
+            for out in cell.outputs:
+                if out.output_type == "error":
+                    failed.setdefault(cell.id, _said(out.ename, ANSI.sub("", out.evalue)))
+    return failed
+
+
+class _Watch:
+    """Interrupt a kernel whose cell is late, and kill it with all that it started if that fails."""
+
+    def __init__(self, kernel: subprocess.Popen, end: float):
+        self.kernel, self.late, self.killed = kernel, False, False
+        left = max(0.0, end - time.monotonic())
+        limits = {self._interrupt: CELL_SECONDS, self._kill: min(CELL_SECONDS + PATIENCE, left)}
+        self.timers = [threading.Timer(seconds, act) for act, seconds in limits.items()]
+
+    def __enter__(self) -> _Watch:
+        for timer in self.timers:
+            timer.daemon = True
+            timer.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for timer in self.timers:
+            timer.cancel()
+
+    def _interrupt(self) -> None:
+        self.late = True
+        self._send(signal.SIGINT)
+
+    def _kill(self) -> None:
+        self.killed = True
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.kernel.pid, number)  # a kernel leads a group of its own
+
+
+def _said(kind: str, text: str) -> str:
+    return f"{kind}: {text}" if text.strip() else kind
 
 
 def in_process(nb: NotebookNode) -> dict[str, str]:
@@ -223,9 +289,10 @@ def in_process(nb: NotebookNode) -> dict[str, str]:
     Cells tagged ``figure`` are passed over.
     """
     failed, space = {}, {"__name__": "__main__"}
-    for cell in nb.cells:
+    for number, cell in enumerate(nb.cells, 1):
         if cell.cell_type != "code" or "figure" in cell.metadata.get("tags", []):
             continue
+        cell.execution_count = number
         try:
             with redirect_stdout(StringIO()):
                 exec(compile(cell.source, f"<{cell.id}>", "exec"), space)
@@ -244,6 +311,9 @@ def released(chosen: Sequence[str] = (), to: Path | None = None, values: Sequenc
              in the way.
     """
     folder = to or BUILD / "assignments"
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"expected a folder to write to, got the file {path}")
     found = [name for name in names() if not chosen or name.startswith(tuple(chosen))]
     for word in chosen:
         if not any(name.startswith(word) for name in found):
@@ -252,7 +322,8 @@ def released(chosen: Sequence[str] = (), to: Path | None = None, values: Sequenc
         folder / name / f"{name}.ipynb": student_version(source(name, values)) for name in found
     }
     for target, nb in ready.items():
-        if target.exists() and target.read_text(encoding="utf-8") != nbformat.writes(nb) + "\n":
+        text = (nbformat.writes(nb) + "\n").encode()
+        if target.exists() and (target.is_dir() or target.read_bytes() != text):
             raise ValueError(f"{target} is there and differs; remove it or name a folder with --to")
     for target, nb in ready.items():
         write(nb, target)
@@ -264,26 +335,61 @@ def graded(files: Sequence[str], to: Path | None = None, values: Sequence[str] =
     """Grade submissions; print the marks of each, and write them to a CSV file where one is named.
 
     A submission is a file with the name of its assignment, in a folder of the student's. One that
-    cannot be graded does not stop the others.
+    cannot be graded does not stop the others, and has a row that says why. What was graded before
+    an interruption is written.
 
-    Errors:  ValueError where no file is named.
+    Errors:  ValueError where no file is named, the CSV file cannot be written, or the book's own
+             solution fails with the given values.
     """
     if not files:
         raise ValueError("expected the notebooks to grade")
-    rows, failures = [], 0
-    for file in map(Path, files):
-        try:
-            grades = grade(source(file.stem, values), _submission(file))
-        except Exception as error:
-            print(f"{file}: not graded: {error}", file=sys.stderr)
-            failures += 1
-            continue
-        print(show(file, grades), flush=True)
-        rows += [(file, m.cell, m.points, m.most, m.why) for m in grades.marks]
     if to is not None:
-        with to.open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows([("file", "cell", "points", "most", "why"), *rows])
+        _check_csv(to)
+    if values:
+        for name in dict.fromkeys(Path(file).stem for file in files):
+            if name in names():
+                _check_solution(name, values)
+    rows, failures = [], 0
+    try:
+        for file in map(Path, files):
+            try:
+                grades = grade(source(file.stem, values), _submission(file))
+            except Exception as error:
+                why = f"not graded: {str(error).strip() or type(error).__name__}"
+                print(f"{file}: {why}", file=sys.stderr, flush=True)
+                rows.append((file, "", "", "", why))
+                failures += 1
+                continue
+            print(show(file, grades), flush=True)
+            rows += [(file, m.cell, m.points, m.most, m.why) for m in grades.marks]
+    finally:
+        if to is not None:
+            with to.open("w", newline="", encoding="utf-8") as stream:
+                csv.writer(stream).writerows([("file", "cell", "points", "most", "why"), *rows])
     return 1 if failures else 0
+
+
+def _check_csv(path: Path) -> None:
+    """Find out before hours of grading that the marks could not be written."""
+    if path.is_dir():
+        raise ValueError(f"expected a CSV file for the marks, got the folder {path}")
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ValueError(f"{path} cannot be written")
+
+
+def _check_solution(name: str, values: Sequence[str]) -> None:
+    nb = source(name, values)
+    try:
+        lost = [f"{m.cell}: {m.why.splitlines()[0]}" for m in grade(nb, nb).marks if m.why]
+    except RuntimeError as error:
+        lost = [str(error)]
+    if lost:
+        raise ValueError(
+            f"nothing was graded: with {', '.join(values)} the book's own solution of {name} does"
+            f" not get full marks ({'; '.join(lost)})"
+        )
 
 
 def show(file: Path, grades: Grades) -> str:

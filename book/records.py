@@ -5,7 +5,7 @@ runs all of them but the long ones, ``python -m book records NAME ...`` those na
 ``chapters/records/NAME.json``: what is measured, the seeds, the settings, the versions and the
 device that made it, and one line for each row. A record is written whole or not at all. Rows
 measured before an interruption are kept under ``_build/records`` and not measured again, as long as
-neither the code of the two packages nor the versions have changed.
+neither the code and the weights of the two packages nor the versions have changed.
 """
 
 from __future__ import annotations
@@ -41,11 +41,13 @@ def made_with() -> dict[str, str]:
 
 
 def sources_hash() -> str:
-    """Return a hash of all code that a sweep can reach."""
+    """Return a hash of all that a sweep can reach: the code, and the manifests of the weights."""
     digest = hashlib.sha256()
     for package in ("guidance_edu", "toy_models"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            digest.update(path.read_bytes())
+        for kind in ("*.py", "*.json"):  # a manifest holds the hash of each file beside it
+            for path in sorted((ROOT / package).rglob(kind)):
+                digest.update(f"{path.relative_to(ROOT)} {path.stat().st_size}\n".encode())
+                digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
@@ -90,7 +92,7 @@ def table(name: str) -> str:
 
     Columns that only serve to compare two rows (``without_0`` ...) are left out.
 
-    Errors:  FileNotFoundError where the record has not been made.
+    Errors:  as :func:`toy_models.sweeps.record`.
     """
     stored = record(name)
     columns = [key for key in stored.rows[0] if not key.rpartition("_")[2].isdigit()]
@@ -109,7 +111,10 @@ def _shown(value: float | str) -> str:
 
 
 def main(names: Sequence[str] = (), show: bool = False) -> int:
-    """Run the named sweeps, or all that are not marked as long; or show what is stored of them."""
+    """Run the named sweeps, or all that are not marked as long; or show what is stored of them.
+
+    Errors:  ValueError for an unknown name; those of :func:`run` and :func:`table`.
+    """
     try:
         chosen = [sweep_named(name) for name in names] or [
             sweep for sweep in all_sweeps().values() if not sweep.long
@@ -134,16 +139,17 @@ class _Known:
     def __init__(self, path: Path, head: dict):
         self.path, self.rows, self.seconds = path, {}, 0.0
         self.last = time.process_time()
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        lines = text.splitlines()
         kept = [json.dumps(head)]
         if lines and lines[0] == kept[0]:
             for line in lines[1:]:
                 try:
                     key, found, seconds = json.loads(line)
-                except ValueError:  # the line that was being written
-                    break
-                self.rows[key] = found
-                self.seconds += seconds
+                    whole = {name: float(value) for name, value in found.items()}
+                    self.rows[key], self.seconds = whole, self.seconds + float(seconds)
+                except (ValueError, TypeError, AttributeError):  # what was being written, or harmed
+                    continue
                 kept.append(line)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(kept) + "\n", encoding="utf-8")

@@ -41,8 +41,19 @@ class Line:
 
 
 def read(path: Path) -> nbformat.NotebookNode:
-    """Read a notebook."""
-    return nbformat.read(path, as_version=4)
+    """Read a notebook.
+
+    Errors:  FileNotFoundError; ValueError where it is not a whole notebook.
+    """
+    try:
+        nb = nbformat.read(path, as_version=4)
+        nbformat.validate(nb)
+    except OSError:
+        raise
+    except Exception as error:  # what nbformat raises depends on where the form ends
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is not a whole notebook: {why[:200]}") from error
+    return nb
 
 
 def tags(cell: nbformat.NotebookNode) -> list[str]:

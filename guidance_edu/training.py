@@ -287,10 +287,14 @@ class Run:
         path = self.folder / STATE
         try:
             with safe_open(path, framework="pt") as stored:
-                about = stored.metadata()
+                about = stored.metadata() or {}
                 tensors = {key: stored.get_tensor(key) for key in stored.keys()}
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged and was left alone: {error}") from error
+        missing = [key for key in ("identity", "step", "seconds") if key not in about]
+        missing += ["random"] if "random" not in tensors else []
+        if missing:
+            raise ValueError(f"{path} is damaged and was left alone: it lacks {missing}")
         if about["identity"] != self.identity:
             raise ValueError(
                 f"{self.folder} holds another run: {about['identity']}; expected {self.identity}"
@@ -328,8 +332,8 @@ class Run:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
-    except ValueError:  # the line at which the run was cut off
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):  # where the run was cut off, or a damaged line
         return float("inf")
 
 

@@ -3,14 +3,19 @@
 import ast
 import csv
 import importlib
+import os
 import re
+import signal
+import subprocess
+import sys
 
 import nbformat
 import pytest
 import torch
 
-from book import assignments
+from book import ROOT, assignments
 from book.__main__ import main
+from tests.test_tools import running, wait_until
 from toy_models.practice import FAULTS, practice
 
 NAMES = assignments.names()
@@ -298,6 +303,158 @@ def test_what_cannot_be_graded_is_named_and_stops_nothing(
     said = capsys.readouterr()
     assert problem in said.err and f"{gone}: not graded: there is no such file" in said.err
     assert ": 3 of" in said.out
+
+
+def test_what_a_submission_says_about_its_cells_earns_nothing(small, capsys):
+    """Here in a kernel: it is the kernel's client that passes over cells with this tag."""
+
+    def change(nb):
+        nb.metadata["language_info"] = {"name": "none"}
+        for c in nb.cells:
+            c.metadata["tags"] = ["skip-execution", "figure"]
+            c.metadata["nbgrader"]["points"] = 50
+            if c.cell_type == "code":
+                c.execution_count = 1
+        nb.cells.append(made("bonus", "pass", points=90))
+
+    assert main(["assignments", "grade", str(small(change))]) == 0
+    said = capsys.readouterr().out
+    assert ": 0 of 5 points so far" in said and "bonus" not in said
+    assert "t1-more            0 of 3  NameError" in said
+
+
+def test_a_test_that_did_not_run_earns_nothing(small):
+    nb = assignments.source("1_small")
+    grades = assignments.grade(nb, nb, run=lambda nb: {})
+    assert grades.points == 0 and grades.marks[0].why == "did not run"
+
+
+STUBBORN = """\
+import time{ignored}
+while True:
+    try:
+        time.sleep(1)
+    except BaseException:
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    "ignored", ["", "\nimport signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)"]
+)
+def test_a_cell_that_does_not_end_stops_one_submission_alone(small, monkeypatch, capsys, ignored):
+    monkeypatch.setattr(assignments, "CELL_SECONDS", 1)
+    monkeypatch.setattr(assignments, "PATIENCE", 1)
+    bad = str(small(answer(STUBBORN.format(ignored=ignored))))
+    good = str(small(answer("value = 2"), student="ben"))
+    assert main(["assignments", "grade", bad, good]) == 1
+    said = capsys.readouterr()
+    assert said.err == f"{bad}: not graded: cell t1-answer does not end\n"
+    assert f"{good}: 3 of 5" in said.out
+
+
+def test_a_submission_has_an_end_of_its_own(small, monkeypatch, capsys):
+    monkeypatch.setattr(assignments, "SUBMISSION_SECONDS", 2)
+    assert main(["assignments", "grade", str(small(answer(STUBBORN.format(ignored=""))))]) == 1
+    says = "not graded: cell t1-answer does not end, and the submission has had its 2 s"
+    assert says in capsys.readouterr().err
+
+
+def test_a_late_cell_is_interrupted_and_the_next_ones_run(small, monkeypatch, capsys):
+    monkeypatch.setattr(assignments, "CELL_SECONDS", 1)
+    late = "import time\nclass Slow:\n    def __gt__(self, other):\n        time.sleep(60)\n"
+    assert main(["assignments", "grade", str(small(answer(f"{late}value = Slow()")))]) == 0
+    assert "t1-more            0 of 3  no end after 1 s" in capsys.readouterr().out
+
+
+def test_an_interruption_stops_the_grading_and_keeps_the_marks(small, tmp_path):
+    pid, marks = tmp_path / "pid", tmp_path / "marks.csv"
+    busy = f"import os, pathlib, time\npathlib.Path({str(pid)!r}).write_text(str(os.getpid()))"
+    files = [
+        str(small(answer("value = 2"))),
+        str(small(answer(f"{busy}\ntime.sleep(300)"), student="ben")),
+        str(small(student="cas")),
+    ]
+    script = (
+        "import pathlib, sys\n"
+        "from book import assignments\n"
+        f"assignments.SOURCES = pathlib.Path({str(tmp_path / 'sources')!r})\n"
+        "from book.__main__ import main\n"
+        f"sys.exit(main(['assignments', 'grade', *{files!r}, '--to', {str(marks)!r}]))\n"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, start_new_session=True, **pipes
+    )
+    try:
+        wait_until(lambda: pid.exists() and pid.read_text())
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, err) == (130, "python -m book assignments: interrupted\n")
+    assert files[0] in out and files[2] not in out
+    wait_until(lambda: not running(int(pid.read_text())))
+    with marks.open(newline="", encoding="utf-8") as stream:
+        assert {row["file"] for row in csv.DictReader(stream)} == {files[0]}
+
+
+def test_what_was_not_graded_has_a_row_that_says_so(small, monkeypatch, tmp_path, capsys):
+    def silent(nb):
+        raise RuntimeError
+
+    monkeypatch.setattr(assignments, "in_kernel", silent)
+    marks, file = tmp_path / "marks.csv", str(small())
+    assert main(["assignments", "grade", file, "--to", str(marks)]) == 1
+    assert capsys.readouterr().err == f"{file}: not graded: RuntimeError\n"
+    with marks.open(newline="", encoding="utf-8") as stream:
+        (row,) = csv.DictReader(stream)
+    assert row == {
+        "file": file,
+        "cell": "",
+        "points": "",
+        "most": "",
+        "why": "not graded: RuntimeError",
+    }
+
+
+def test_where_the_marks_go_is_checked_before_anything_is_graded(
+    small, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(assignments, "in_kernel", lambda nb: pytest.fail("graded"))
+    file = str(small())
+    for to, problem in (
+        (tmp_path / "nope" / "marks.csv", f"there is no folder {tmp_path / 'nope'}"),
+        (tmp_path, f"expected a CSV file for the marks, got the folder {tmp_path}"),
+    ):
+        assert main(["assignments", "grade", file, "--to", str(to)]) == 2
+        assert problem in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write")
+def test_a_file_for_the_marks_that_cannot_be_written_is_named(small, tmp_path, capsys):
+    marks = tmp_path / "marks.csv"
+    marks.touch(mode=0o400)
+    assert main(["assignments", "grade", str(small()), "--to", str(marks)]) == 2
+    assert f"{marks} cannot be written" in capsys.readouterr().err
+
+
+def test_values_that_the_solution_cannot_pass_mark_nobody_down(small, monkeypatch, capsys):
+    grade_here(monkeypatch)
+    file = str(small(answer("value = KNOWN + 1")))
+    assert main(["assignments", "grade", file, "--set", "KNOWN='a'"]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "t1-more: NameError" in said.err
+    assert "with KNOWN='a' the book's own solution of 1_small does not get full marks" in said.err
+
+
+def test_a_release_cannot_go_to_a_file(small, tmp_path, capsys):
+    file = tmp_path / "README.md"
+    file.write_text("mine")
+    for to in (file, file / "deeper"):
+        assert main(["assignments", "release", "--to", str(to)]) == 2
+        assert f"expected a folder to write to, got the file {file}" in capsys.readouterr().err
+    assert file.read_text() == "mine"
 
 
 def test_a_release_replaces_nothing_that_differs(small, tmp_path, capsys):

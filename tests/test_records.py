@@ -4,8 +4,10 @@ import json
 import os
 
 import pytest
+import torch
 
 from book import records
+from book.__main__ import main
 from guidance_edu.settings import generator, seed_shift
 from toy_models import sweeps
 
@@ -100,6 +102,82 @@ def test_rows_of_other_code_are_measured_again(sweep, tmp_path, monkeypatch):
     (tmp_path / "toy.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     records.run(sweep, tmp_path, tmp_path)
     assert len(CALLS) == 8
+
+
+@pytest.mark.parametrize("place", ["code.py", "weights/manifest.json"])
+def test_rows_of_other_code_or_weights_are_known_by_their_hash(tmp_path, monkeypatch, place):
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    path = tmp_path / "toy_models" / place
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    before = records.sources_hash()
+    assert records.sources_hash() == before
+    path.write_text("[]")
+    assert records.sources_hash() != before
+
+
+def test_a_manifest_stands_for_the_files_beside_it():
+    """The hash of the sources reads the manifests alone, so every file must be in one."""
+    for suffix in ("weights", "statistics"):
+        folder = records.ROOT / "toy_models" / suffix
+        listed = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        files = {path.stem for path in folder.iterdir() if path.suffix != ".json"}
+        assert files <= set(listed) and all(listed[name]["sha256"] for name in files)
+
+
+HARMED = ["5", "null", '["{}", 5, 1]', '[["a"], {}, 1]', '["{}", {"draw": 1}, null]', "\udcff"]
+
+
+def test_damaged_lines_of_an_interrupted_run_are_measured_again(sweep, tmp_path, monkeypatch):
+    monkeypatch.setenv("GUIDANCE_EDU_PROGRESS", "0")
+    head = json.dumps({"made": records.made_with(), "sources": records.sources_hash()})
+    key = json.dumps({"seed": 0, "word": "a", "w": 1.5})
+    known = json.dumps([key, {"draw": 9.0, "double": 3.0}, 0.1])
+    text = "\n".join([head, *HARMED, known, ""])
+    (tmp_path / "toy.jsonl").write_bytes(text.encode(errors="surrogateescape"))
+    records.run(sweep, tmp_path, tmp_path)
+    assert len(CALLS) == 7 and sweeps.record("toy", tmp_path).rows[0]["draw"] == 9.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda stored: [],
+        lambda stored: 5,
+        lambda stored: {**stored, "rows": []},
+        lambda stored: {**stored, "rows": [[]]},
+        lambda stored: {**stored, "rows": [1, 2]},
+        lambda stored: {**stored, "columns": list(range(5))},
+        lambda stored: {**stored, "what": None},
+        lambda stored: {**stored, "made": None},
+        lambda stored: {k: v for k, v in stored.items() if k != "settings"},
+    ],
+)
+def test_a_record_of_another_form_is_named(made, change):
+    made.write_text(json.dumps(change(json.loads(made.read_text()))))
+    with pytest.raises(ValueError, match=r"toy.json is not a whole record of a sweep: .+"):
+        sweeps.record("toy", made.parent)
+
+
+def test_a_truncated_record_is_named(made):
+    made.write_text(made.read_text()[:-40])
+    with pytest.raises(ValueError, match="toy.json is not a whole record of a sweep"):
+        sweeps.record("toy", made.parent)
+
+
+def test_showing_a_record_that_was_not_made_is_one_line(sweep, capsys):
+    assert main(["records", "toy", "--show"]) == 2
+    says = "python -m book records: no record 'toy': run python -m book records toy\n"
+    assert capsys.readouterr().err == says
+
+
+@pytest.mark.parametrize("command", [["records", "toy"], ["bench", "--only", "tree"]])
+def test_a_device_that_is_not_there_is_one_line(sweep, monkeypatch, capsys, command):
+    monkeypatch.setenv("GUIDANCE_EDU_DEVICE", "cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(command) == 2
+    says = f"python -m book {command[0]}: GUIDANCE_EDU_DEVICE=cuda, but"
+    assert capsys.readouterr().err.startswith(says)
 
 
 @pytest.mark.parametrize("bad", [{"draw": float("nan"), "double": 1.0}, {"double": 1.0}])

@@ -449,6 +449,19 @@ def test_a_mutation_that_is_no_python_is_refused(notebook):
         source.mutate(nb, "1 => )")
 
 
+@pytest.mark.parametrize(
+    "text", ["", '{"cells": [', "5", "[]", '{"nbformat": 4}', '{"nbformat": 4, "cells": [5]}']
+)
+def test_a_notebook_that_is_not_whole_is_named(home, text, capsys):
+    path = home / "chapters" / "02_x.ipynb"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="02_x.ipynb is not a whole notebook: "):
+        source.read(path)
+    assert main(["mutations", "--only", "02"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"python -m book mutations: {path} is not a whole notebook: ")
+
+
 def test_a_claim_without_a_plain_name_is_refused(notebook):
     nb = source.read(notebook("02_x", [("code", 'claim(f"2.{i} x", measured=1.0)')]))
     with pytest.raises(ValueError, match="plain string"):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from book import ROOT
 from guidance_edu import training
@@ -122,11 +122,14 @@ def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(tmp_path):
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
 
 
-def test_a_half_written_log_line_is_dropped(tmp_path):
+@pytest.mark.parametrize(
+    "line", ['{"step": 9, "lo', "5\n", "null\n", '{"nostep": 1}\n', '{"step": "x"}\n']
+)
+def test_a_half_written_or_damaged_log_line_is_dropped(tmp_path, line):
     run = small_run(tmp_path)
     run.train(until=8, log_every=1)
     with (tmp_path / LOG).open("a") as stream:
-        stream.write('{"step": 9, "lo')
+        stream.write(line)
     again = small_run(tmp_path)
     again.train(until=10, log_every=1)
     assert len(losses(tmp_path)) == 10
@@ -241,6 +244,16 @@ def test_a_damaged_state_says_so_and_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="state.safetensors is damaged"):
         small_run(tmp_path)
     assert path.read_bytes() == before
+
+
+def test_a_state_without_its_metadata_says_so_and_is_left_alone(tmp_path):
+    small_run(tmp_path).train(until=2)
+    path = tmp_path / STATE
+    tensors = load_file(path)
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"state.safetensors is damaged .* lacks \['identity'"):
+        small_run(tmp_path)
+    assert load_file(path).keys() == tensors.keys()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state(tmp_path):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from guidance_edu.checkpoints import read_manifest
+from guidance_edu.settings import device
 from toy_models.classifier import CLASSIFIER
 from toy_models.constellation_recipes import CONSTELLATION_RECIPES
 from toy_models.evaluate import add_evaluate_command, run_evaluate_command
@@ -17,7 +18,7 @@ from toy_models.recipes import RECIPES, WEIGHTS, recipe_named, store
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; return the exit status."""
+    """Run one command; return its exit status: 2 for wrong input, 130 for Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m toy_models", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="all recipes, one line each")
@@ -38,10 +39,18 @@ def main(arguments: list[str] | None = None) -> int:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(f"error: {message}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"python -m toy_models {options.command}: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.command in ("evaluate", "train"):
+        try:
+            device()
+        except RuntimeError as error:  # no GPU; other errors of torch keep their trace
+            raise ValueError(str(error)) from None
     if options.command == "list":
         _list()
     elif options.command == "images":
@@ -54,6 +63,8 @@ def _run(options: argparse.Namespace) -> None:
     else:
         # "all" is what trains in seconds; the image models take hours and are asked for by name.
         names = list(RECIPES) if options.names == ["all"] else options.names
+        if "all" in names:
+            raise ValueError(f"expected 'all' alone or names of recipes, got {' '.join(names)}")
         for name in names:
             _known(name)
         for name in names:

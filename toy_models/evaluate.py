@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from io import BytesIO
 from pathlib import Path
 
@@ -38,17 +39,30 @@ def add_evaluate_command(commands: argparse._SubParsersAction) -> None:
 def run_evaluate_command(options: argparse.Namespace) -> None:
     """Measure, print one line, write the images where asked.
 
-    Errors:  KeyError for an unknown method; ValueError for a weight that is not finite.
+    Errors:  KeyError for an unknown method; ValueError for a weight that is not finite, or a path
+             at which no file can be written, before anything is drawn.
     """
     check_weight(options.w)
+    if options.png is not None:
+        _check_path(options.png)
     alone = options.method == "none"
     x = drawn(cached(MAIN) if alone else guided(options.method, options.w), options.n)
+    found = measure(x, balanced_labels(options.n), START + seed_shift())
+    print(f"{options.method} w = {1.0 if alone else options.w:g}: {found}", flush=True)
     if options.png is not None:
         picture = BytesIO()
         sheet(x[:40]).save(picture, format="PNG")
         write_whole({options.png: picture.getvalue()})
-    found = measure(x, balanced_labels(options.n), START + seed_shift())
-    print(f"{options.method} w = {1.0 if alone else options.w:g}: {found}")
+
+
+def _check_path(path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"expected a file for the images, got the folder {path}")
+    folder = next(above for above in path.absolute().parents if above.exists())
+    if not folder.is_dir():
+        raise ValueError(f"{path} cannot be written: {folder} is a file")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{path} cannot be written: no right to write in {folder}")
 
 
 def sheet(x: torch.Tensor, columns: int = COLUMNS) -> Image.Image:

@@ -134,13 +134,26 @@ def measure(name: str, row: Mapping) -> dict[str, float]:
 
 
 def record(name: str, folder: Path = RECORDS) -> Record:
-    """Read a record. Errors: FileNotFoundError where ``make records`` has not made it."""
+    """Read a record.
+
+    Errors:  FileNotFoundError where ``make records`` has not made it; ValueError where it is not
+             the whole JSON expected.
+    """
     path = Path(folder) / f"{name}.json"
     if not path.exists():
         raise FileNotFoundError(f"no record {name!r}: run python -m book records {name}")
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    rows = [dict(zip(stored["columns"], row, strict=True)) for row in stored["rows"]]
-    return Record(name, stored["what"], stored["made"], tuple(stored["settings"]), rows)
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        rows = [dict(zip(stored["columns"], row, strict=True)) for row in stored["rows"]]
+        found = Record(name, stored["what"], dict(stored["made"]), tuple(stored["settings"]), rows)
+        if not rows or not rows[0]:
+            raise ValueError("it has no rows")
+        if not all(isinstance(text, str) for text in (found.what, *rows[0])):
+            raise ValueError("what was measured and the columns are not all words")
+    except (ValueError, TypeError, KeyError) as error:
+        why = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is not a whole record of a sweep: {why}") from error
+    return found
 
 
 @contextmanager
