@@ -376,6 +376,8 @@ def test_an_interruption_stops_the_grading_and_keeps_the_marks(small, tmp_path):
         str(small(student="cas")),
     ]
     script = (
+        # Tests that run in the background of a shell inherit a SIGINT that is ignored.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import pathlib, sys\n"
         "from book import assignments\n"
         f"assignments.SOURCES = pathlib.Path({str(tmp_path / 'sources')!r})\n"

@@ -143,6 +143,8 @@ def test_an_interruption_stops_the_kernels_and_says_so_in_one_line(home, noteboo
     busy = f"import os, pathlib, time\npathlib.Path({str(pid)!r}).write_text(str(os.getpid()))"
     put(home, notebook, [("code", f"{busy}\ntime.sleep(300)")])
     script = (
+        # Tests that run in the background of a shell inherit a SIGINT that is ignored.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import pathlib, sys, book\n"
         f"home = pathlib.Path({str(home)!r})\n"
         "book.CHAPTERS, book.BUILD = home / 'chapters', home / 'build'\n"
