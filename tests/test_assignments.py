@@ -5,17 +5,14 @@ import csv
 import importlib
 import os
 import re
-import signal
-import subprocess
-import sys
 
 import nbformat
 import pytest
 import torch
 
-from book import ROOT, assignments
+from book import assignments
 from book.__main__ import main
-from tests.test_tools import running, wait_until
+from tests.interruptions import busy, interrupted
 from toy_models.practice import FAULTS, practice
 
 NAMES = assignments.names()
@@ -369,34 +366,21 @@ def test_a_late_cell_is_interrupted_and_the_next_ones_run(small, monkeypatch, ca
 
 def test_an_interruption_stops_the_grading_and_keeps_the_marks(small, tmp_path):
     pid, marks = tmp_path / "pid", tmp_path / "marks.csv"
-    busy = f"import os, pathlib, time\npathlib.Path({str(pid)!r}).write_text(str(os.getpid()))"
     files = [
         str(small(answer("value = 2"))),
-        str(small(answer(f"{busy}\ntime.sleep(300)"), student="ben")),
+        str(small(answer(busy(pid)), student="ben")),
         str(small(student="cas")),
     ]
     script = (
-        # Tests that run in the background of a shell inherit a SIGINT that is ignored.
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import pathlib, sys\n"
         "from book import assignments\n"
         f"assignments.SOURCES = pathlib.Path({str(tmp_path / 'sources')!r})\n"
         "from book.__main__ import main\n"
         f"sys.exit(main(['assignments', 'grade', *{files!r}, '--to', {str(marks)!r}]))\n"
     )
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, start_new_session=True, **pipes
-    )
-    try:
-        wait_until(lambda: pid.exists() and pid.read_text())
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    assert (process.returncode, err) == (130, "python -m book assignments: interrupted\n")
+    status, out, err = interrupted(script, pid)
+    assert (status, err) == (130, "python -m book assignments: interrupted\n")
     assert files[0] in out and files[2] not in out
-    wait_until(lambda: not running(int(pid.read_text())))
     with marks.open(newline="", encoding="utf-8") as stream:
         assert {row["file"] for row in csv.DictReader(stream)} == {files[0]}
 

@@ -3,12 +3,7 @@
 import inspect
 import json
 import math
-import os
-import signal
 import struct
-import subprocess
-import sys
-import time
 import zlib
 
 import nbformat
@@ -29,6 +24,7 @@ from book import (
     source,
 )
 from book.__main__ import main
+from tests.interruptions import busy, interrupted
 
 CLAIM = """\
 claim("2.1 three is three", measured=value, expected=3.0, tol=0.5, breaks="1 + 2 => 1 + 5")"""
@@ -140,11 +136,8 @@ def test_an_error_outside_the_cells_stops_one_chapter_alone(notebook, tmp_path, 
 
 def test_an_interruption_stops_the_kernels_and_says_so_in_one_line(home, notebook):
     pid = home / "pid"
-    busy = f"import os, pathlib, time\npathlib.Path({str(pid)!r}).write_text(str(os.getpid()))"
-    put(home, notebook, [("code", f"{busy}\ntime.sleep(300)")])
+    put(home, notebook, [("code", busy(pid))])
     script = (
-        # Tests that run in the background of a shell inherit a SIGINT that is ignored.
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import pathlib, sys, book\n"
         f"home = pathlib.Path({str(home)!r})\n"
         "book.CHAPTERS, book.BUILD = home / 'chapters', home / 'build'\n"
@@ -153,35 +146,7 @@ def test_an_interruption_stops_the_kernels_and_says_so_in_one_line(home, noteboo
         "from book.__main__ import main\n"
         "sys.exit(main(['claims']))\n"
     )
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    # Its own session: the signal reaches this process alone, and must not end at its kernels.
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=book.ROOT, start_new_session=True, **pipes
-    )
-    try:
-        wait_until(lambda: pid.exists() and pid.read_text())
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-    assert process.returncode == 130
-    assert (out, err) == ("", "python -m book claims: interrupted\n")
-    wait_until(lambda: not running(int(pid.read_text())))
-
-
-def wait_until(true, seconds=60):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def running(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    assert interrupted(script, pid) == (130, "", "python -m book claims: interrupted\n")
 
 
 # Storing
