@@ -7,6 +7,7 @@ on the same machine. ``log.jsonl`` holds the losses, ``snapshots/`` the averaged
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -280,6 +281,7 @@ class Run:
             "identity": self.identity,
             "step": str(self.step),
             "seconds": str(self.seconds),
+            "sha256": _digest(tensors),
         }
         write_whole({self.folder / STATE: write_tensors(tensors, about)})
 
@@ -291,10 +293,15 @@ class Run:
                 tensors = {key: stored.get_tensor(key) for key in stored.keys()}
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged and was left alone: {error}") from error
-        missing = [key for key in ("identity", "step", "seconds") if key not in about]
+        missing = [key for key in ("identity", "step", "seconds", "sha256") if key not in about]
         missing += ["random"] if "random" not in tensors else []
         if missing:
             raise ValueError(f"{path} is damaged and was left alone: it lacks {missing}")
+        if (found := _digest(tensors)) != about["sha256"]:
+            raise ValueError(
+                f"{path} is damaged and was left alone: expected sha256 {about['sha256']} of its"
+                f" tensors, got {found}"
+            )
         if about["identity"] != self.identity:
             raise ValueError(
                 f"{self.folder} holds another run: {about['identity']}; expected {self.identity}"
@@ -345,3 +352,12 @@ def _part(value, first: int, share: int, device: torch.device):
 
 def _unwrapped(model: nn.Module) -> nn.Module:
     return getattr(model, "module", model)
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    """Return the sha256 of tensors and their names."""
+    whole = hashlib.sha256()
+    for name in sorted(tensors):
+        whole.update(name.encode())
+        whole.update(tensors[name].flatten().view(torch.uint8).numpy())
+    return whole.hexdigest()

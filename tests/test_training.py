@@ -246,6 +246,17 @@ def test_a_damaged_state_says_so_and_is_left_alone(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_one_changed_bit_of_a_state_says_so_and_is_left_alone(tmp_path):
+    small_run(tmp_path).train(until=2)
+    path = tmp_path / STATE
+    changed = bytearray(path.read_bytes())
+    changed[-1] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(ValueError, match="state.safetensors is damaged .* expected sha256"):
+        small_run(tmp_path)
+    assert path.read_bytes() == changed
+
+
 def test_a_state_without_its_metadata_says_so_and_is_left_alone(tmp_path):
     small_run(tmp_path).train(until=2)
     path = tmp_path / STATE
