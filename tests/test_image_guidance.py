@@ -47,6 +47,25 @@ def test_two_rows_of_one_seed_are_compared_in_pairs():
         image_guidance.paired(main, main | {"seed": 2000})
 
 
+def test_the_mean_over_seeds_compares_each_row_with_the_other_of_its_seed():
+    rows = sweeps.record("image_models_small")
+    early, main = (rows.where(model=f"imagenet64-{name}") for name in ("early", "main"))
+    pairs = [image_guidance.paired(*both) for both in zip(early, main, strict=True)]
+    fd, noise = image_guidance.paired_mean(early, main[::-1])
+    assert fd == pytest.approx(sum(fd for fd, _ in pairs) / 3)
+    assert noise == pytest.approx(math.sqrt(sum(noise**2 for _, noise in pairs)) / 3)
+    assert image_guidance.paired_mean(early[1:2], main) == pytest.approx(pairs[1])
+
+
+@pytest.mark.parametrize(
+    "rows, others", [([], [0]), ([0, 1000], [0]), ([0, 0], [0]), ([0], [0, 0, 1000])]
+)
+def test_a_mean_over_seeds_wants_one_row_a_seed(rows, others):
+    rows, others = ([{"seed": seed} for seed in seeds] for seeds in (rows, others))
+    with pytest.raises(ValueError, match="expected a row a seed"):
+        image_guidance.paired_mean(rows, others)
+
+
 def test_an_unknown_method_names_the_known_ones():
     with pytest.raises(KeyError, match=r"unknown method 'pga'.*icg"):
         image_guidance.guided("pga", 2.0)

@@ -1,12 +1,13 @@
 """Sweeps of guidance at 64x64: every method of the book on the shipped models, 300 samples a row.
 
-All rows of one seed start from the same noise, so any two of them are paired
-(:func:`paired`), across records too. Weights and settings are chosen on the first seed and judged
-on the others.
+All rows of one seed start from the same noise, so any two of them are compared in pairs
+(:func:`paired`, :func:`paired_mean`), across records too. Weights and settings are chosen on the
+first seed and judged on the others.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -138,6 +139,21 @@ def paired(row: dict, other: dict) -> tuple[float, float]:
     """
     difference = compare(_restored(row), _restored(other))
     return difference.fd, difference.noise
+
+
+def paired_mean(rows: list[dict], others: list[dict]) -> tuple[float, float]:
+    """Return the difference of FD (rows minus others), mean over the seeds of rows, and its noise.
+
+    Each row is compared with the other of its seed.
+
+    Errors:  ValueError for no rows, two rows of one seed, or a row without another of its seed.
+    """
+    ours, theirs = ([row["seed"] for row in given] for given in (rows, others))
+    if not rows or len({*ours}) < len(ours) or len({*theirs}) < len(theirs) or {*ours} - {*theirs}:
+        raise ValueError(f"expected a row a seed, some of {theirs}, to compare with; got {ours}")
+    pairs = [paired(row, others[theirs.index(row["seed"])]) for row in rows]
+    differences, noises = zip(*pairs, strict=True)
+    return sum(differences) / len(pairs), math.hypot(*noises) / len(pairs)
 
 
 def _restored(row: dict) -> Measures:
