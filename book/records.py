@@ -2,10 +2,10 @@
 
 A sweep is registered in ``toy_models/sweeps`` (its docstring says how); ``python -m book records``
 runs all of them but the long ones, ``python -m book records NAME ...`` those named. Each becomes
-``chapters/records/NAME.json``: what is measured, the seeds, the settings, the versions and the
-device that made it, and one line for each row. A record is written whole or not at all. Rows
-measured before an interruption are kept under ``_build/records`` and not measured again, as long as
-neither the code and the weights of the two packages nor the versions have changed.
+``chapters/records/NAME.json``: what is measured, the seeds, the settings, the versions, the device
+and the commit that made it, and one line for each row. A record is written whole or not at all.
+Rows measured before an interruption are kept under ``_build/records`` and not measured again, as
+long as neither the code and the weights of the two packages nor the versions have changed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,21 @@ def made_with() -> dict[str, str]:
         "machine": f"{platform.system()} {platform.machine()}",
         "device": str(device()),
     }
+
+
+def commit() -> str:
+    """Return the commit of the two packages, "-changed" where they differ from it, or "unknown"."""
+    packages = ("guidance_edu", "toy_models")
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD").strip()
+        return head + "-changed" * bool(_git("status", "--porcelain", "--", *packages).strip())
+    except (OSError, subprocess.CalledProcessError):  # no git, or no repository
+        return "unknown"
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout
 
 
 def sources_hash() -> str:
@@ -77,7 +93,7 @@ def run(sweep: Sweep, folder: Path = RECORDS, keep: Path = BUILD / "records") ->
     stored = {
         "name": sweep.name,
         "what": sweep.what,
-        "made": made | {"cpu_seconds": round(seconds)},
+        "made": made | {"commit": commit(), "cpu_seconds": round(seconds)},
         "seeds": list(sweep.seeds),
         "settings": list(sweep.settings[0]),
         "columns": columns,

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import subprocess
 
 import pytest
 import torch
@@ -39,9 +41,33 @@ def test_a_record_holds_every_row_and_says_what_made_it(made, sweep):
     assert len(stored.rows) == 8
     assert stored.rows[0] == {"seed": 0, "word": "a", "w": 1.5, "draw": 1.66667, "double": 3.0}
     assert stored.what == "Measure a toy. And more that nobody reads."
-    assert {"python", "torch", "numpy", "device", "machine", "cpu_seconds"} == set(stored.made)
+    versions = {"python", "torch", "numpy", "device", "machine", "commit"}
+    assert {*versions, "cpu_seconds"} == set(stored.made)
     assert json.loads(made.read_text())["seeds"] == [0, 1000]
     assert not list(made.parent.glob("*.part"))
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_the_commit_says_whether_the_packages_differ_from_it(tmp_path, monkeypatch, changed):
+    def git(*words):
+        whose = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", *whose, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    assert records.commit() == "unknown"
+    for name in ("guidance_edu", "toy_models", "book"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.py").write_text("1\n")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    (tmp_path / ("toy_models" if changed else "book") / "a.py").write_text("2\n")
+    assert re.fullmatch("[0-9a-f]{12}" + "-changed" * changed, records.commit())
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in sweeps.RECORDS.glob("*.json")))
+def test_every_record_names_its_commit(name):
+    assert re.fullmatch("[0-9a-f]{12}(-changed)?", sweeps.record(name).made["commit"])
 
 
 def test_a_rows_seed_is_a_seed_of_the_whole_book(made, monkeypatch):
