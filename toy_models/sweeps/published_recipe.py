@@ -77,13 +77,18 @@ def direct_score(world: GaussianMixture, x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def train_plainly(
-    hidden: int = 64, steps: int = 4096, batch: int = 4096, schedule: int = 512
+    hidden: int = 64,
+    steps: int = 4096,
+    batch: int = 4096,
+    schedule: int = 512,
+    classes: str = "A",
 ) -> tuple[EnergyDenoiser, list[float]]:
     """Train by the published recipe; return the averaged network and the CPU seconds of each step.
 
+    Errors:  ValueError for classes other than A, B or AB.
     Source:  Karras et al. 2024 (arXiv:2406.02507), app. C.
     """
-    world, rng = published_tree().mixture("A"), generator(5)
+    world, rng = published_tree().mixture(classes), generator(5)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_shift())
         model = EnergyDenoiser(hidden).train()
