@@ -6,11 +6,13 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +37,17 @@ METADATA = {
 }
 CELL_SECONDS = 600
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@contextmanager
+def workspace(build: Path, name: str) -> Iterator[Path]:
+    """Make a folder for one run of a command, and remove it at the end.
+
+    A folder of its own: the same command twice at once must not mix what it writes.
+    """
+    build.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=build) as folder:
+        yield Path(folder)
 
 
 class ChapterFailed(RuntimeError):

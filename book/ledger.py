@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from book import BUILD, chapters
-from book.execute import Run, execute_all, report
+from book.execute import Run, execute_all, report, workspace
 
 COLUMNS = ("id", "statement", "measured", "expected", "margin", "seconds")
 
@@ -93,7 +92,6 @@ def gather(
     folder: Path, only: str = "", jobs: int = 2, env: dict[str, str] | None = None
 ) -> tuple[list[dict], dict]:
     """Execute copies of the chapters in ``folder`` in record mode; return claims and failures."""
-    shutil.rmtree(folder, ignore_errors=True)
     runs = []
     for path in chapters(only=only):
         settings = {
@@ -108,7 +106,8 @@ def gather(
 
 def main(only: str = "", jobs: int = 2) -> int:
     """Execute copies, print the ledger and write ``_build/claims.json``."""
-    entries, failures = gather(BUILD / "claims", only, jobs)
+    with workspace(BUILD, "claims") as folder:
+        entries, failures = gather(folder, only, jobs)
     print("\n" + show(entries) + "\n")
     save(entries, BUILD / "claims.json")
     failed = [e["id"] for e in entries if not e["holds"]]

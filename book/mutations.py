@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from book import BUILD, chapters
-from book.execute import ChapterFailed, Run, execute_all, write
+from book.execute import ChapterFailed, Run, execute_all, workspace, write
 from book.ledger import number, read, save, table
 from book.source import Claim, claims, mutate
 from book.source import read as read_notebook
@@ -87,36 +86,12 @@ def main(only: str = "", jobs: int = 2, ids: Sequence[str] = ()) -> int:
 
     Errors:  ValueError for an id that no chosen chapter has.
     """
-    folder = BUILD / "mutations"
-    shutil.rmtree(folder, ignore_errors=True)
-    runs: dict[str, Run] = {}
-    verdicts: list[Verdict] = []
-    everything: list[Claim] = []
     found = [(p, claim) for p in chapters(only=only) for claim in claims(read_notebook(p), p.stem)]
     if unknown := set(ids) - {claim.id for _, claim in found}:
         raise ValueError(f"no claim {', '.join(sorted(unknown))} in the chosen chapters")
-    for path, claim in found:
-        if not ids or claim.id in ids:
-            everything.append(claim)
-            staged = folder / claim.id / path.name
-            try:
-                stage(path, claim, staged)
-            except ValueError as error:
-                verdicts.append(Verdict(claim, "not applied", f"NOT APPLIED: {error}"))
-                continue
-            env = {
-                "GUIDANCE_EDU_CLAIMS": "record",
-                "GUIDANCE_EDU_LEDGER": str(folder / claim.id / "ledger.jsonl"),
-            }
-            target = folder / claim.id / "executed" / path.name
-            runs[claim.id] = Run(staged, target, env, f"claim {claim.id}")
-    _, failures = execute_all(list(runs.values()), jobs)
-    for claim in everything:
-        if claim.id in runs:
-            run = runs[claim.id]
-            entries = read(Path(run.env["GUIDANCE_EDU_LEDGER"]))
-            verdicts.append(judge(claim, entries, failures.get(run.target)))
-    verdicts.sort(key=lambda v: tuple(map(int, v.claim.id.split("."))))
+    chosen = [(path, claim) for path, claim in found if not ids or claim.id in ids]
+    with workspace(BUILD, "mutations") as folder:
+        verdicts = _judged(folder, chosen, jobs)
     print("\n" + show(verdicts) + "\n")
     record = [
         {"id": v.claim.id, "killed": v.killed, "result": v.result, "how": v.how} for v in verdicts
@@ -133,3 +108,28 @@ def main(only: str = "", jobs: int = 2, ids: Sequence[str] = ()) -> int:
     killed = all(v.killed for v in verdicts)
     print(", ".join(counts) + (", all killed" if killed and verdicts else ""))
     return 0 if killed and verdicts else 1
+
+
+def _judged(folder: Path, chosen: Sequence[tuple[Path, Claim]], jobs: int) -> list[Verdict]:
+    runs: dict[str, Run] = {}
+    verdicts: list[Verdict] = []
+    for path, claim in chosen:
+        staged = folder / claim.id / path.name
+        try:
+            stage(path, claim, staged)
+        except ValueError as error:
+            verdicts.append(Verdict(claim, "not applied", f"NOT APPLIED: {error}"))
+            continue
+        env = {
+            "GUIDANCE_EDU_CLAIMS": "record",
+            "GUIDANCE_EDU_LEDGER": str(folder / claim.id / "ledger.jsonl"),
+        }
+        target = folder / claim.id / "executed" / path.name
+        runs[claim.id] = Run(staged, target, env, f"claim {claim.id}")
+    _, failures = execute_all(list(runs.values()), jobs)
+    for _, claim in chosen:
+        if claim.id in runs:
+            run = runs[claim.id]
+            entries = read(Path(run.env["GUIDANCE_EDU_LEDGER"]))
+            verdicts.append(judge(claim, entries, failures.get(run.target)))
+    return sorted(verdicts, key=lambda v: tuple(map(int, v.claim.id.split("."))))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from pathlib import Path
 
 from book import BUILD, CHAPTERS, FIGURES, chapters
-from book.execute import Run, execute_all, report
+from book.execute import Run, execute_all, report, workspace
 from book.references import markdown
 
 INDEX = "index.json"
@@ -75,10 +74,8 @@ def store_figures(fresh: Path, folder: Path, entries: list[dict]) -> None:
 
 def main(only: str = "", jobs: int = 2) -> int:
     """Execute every chapter; when all of them ran, store outputs, figures and references."""
-    BUILD.mkdir(exist_ok=True)
-    # A folder of its own: two refreshes at once must not mix their figures.
-    with tempfile.TemporaryDirectory(prefix="refresh-", dir=BUILD) as folder:
-        return _refresh(Path(folder), only, jobs)
+    with workspace(BUILD, "refresh") as folder:
+        return _refresh(folder, only, jobs)
 
 
 def _refresh(folder: Path, only: str, jobs: int) -> int:

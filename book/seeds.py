@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import shutil
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from book import BUILD, chapters
-from book.execute import Run, execute_all, report
+from book.execute import Run, execute_all, report, workspace
 from book.ledger import distance, number, order, read, save, table
 
 SEEDS = (1000, 2000, 3000)
@@ -76,8 +75,23 @@ def show(rows: Sequence[dict], seeds: Sequence[int]) -> str:
 
 def main(only: str = "", jobs: int = 2, seeds: Sequence[int] = SEEDS) -> int:
     """Execute copies of every chapter at each seed and print the table."""
-    folder = BUILD / "seeds"
-    shutil.rmtree(folder, ignore_errors=True)
+    with workspace(BUILD, "seeds") as folder:
+        by_seed, failures = _at_seeds(folder, only, jobs, seeds)
+    rows = summarise(by_seed)
+    print("\n" + show(rows, seeds) + "\n")
+    save(rows, BUILD / "seeds.json")
+    failed = [row["id"] for row in rows if row["failed"]]
+    closest = min(rows, key=lambda row: row["margin"], default=None)
+    if closest:
+        print(f"smallest margin: claim {closest['id']}, {closest['margin']:.1f} std")
+    print(f"{len(rows)} claims, " + (f"FAILED: {', '.join(failed)}" if failed else "all hold"))
+    report(failures)
+    return 1 if failed or failures or not rows else 0
+
+
+def _at_seeds(
+    folder: Path, only: str, jobs: int, seeds: Sequence[int]
+) -> tuple[dict[int, list[dict]], dict]:
     runs = []
     for seed in seeds:
         for path in chapters(only=only):
@@ -92,13 +106,4 @@ def main(only: str = "", jobs: int = 2, seeds: Sequence[int] = SEEDS) -> int:
     by_seed: dict[int, list[dict]] = {seed: [] for seed in seeds}
     for run in runs:
         by_seed[int(run.env["GUIDANCE_EDU_SEED"])] += read(Path(run.env["GUIDANCE_EDU_LEDGER"]))
-    rows = summarise(by_seed)
-    print("\n" + show(rows, seeds) + "\n")
-    save(rows, BUILD / "seeds.json")
-    failed = [row["id"] for row in rows if row["failed"]]
-    closest = min(rows, key=lambda row: row["margin"], default=None)
-    if closest:
-        print(f"smallest margin: claim {closest['id']}, {closest['margin']:.1f} std")
-    print(f"{len(rows)} claims, " + (f"FAILED: {', '.join(failed)}" if failed else "all hold"))
-    report(failures)
-    return 1 if failed or failures or not rows else 0
+    return by_seed, failures
