@@ -22,6 +22,22 @@ def test_every_method_is_chosen_and_judged(name):
     assert best["fd"] == min(row["fd"] for row in tuned)
 
 
+def test_rows_of_further_records_say_what_went_without_saying_there():
+    rows = [row for row in side_by_side.tried("SEG") if row["seed"] in TUNING]
+    middle = {row["w"]: row for row in rows if row["layers"] == "mid.8 dec.8.0"}
+    assert {1.25, 1.5, 2.0, 3.0} == set(middle)
+    assert {row["sigma"] for row in middle.values()} == {"inf"}
+    stored = side_by_side.record("image_middle").where(layers="mid.8 dec.8.0", w=1.5, seed=0)[0]
+    assert middle[1.5]["fd"] == stored["fd"]
+
+
+def test_luck_is_what_the_tuning_seed_promises_above_what_the_judges_find():
+    alone = side_by_side.unguided("imagenet64-main")[0]["fd"]
+    best = min(row["fd"] for row in side_by_side.tried("CFG") if row["seed"] in TUNING)
+    expected = alone - best - side_by_side.gain("CFG")[0]
+    assert side_by_side.luck("CFG") == pytest.approx(expected)
+
+
 def test_the_choice_does_not_look_at_the_seeds_that_judge(monkeypatch):
     rows = side_by_side.tried("CFG")
     changed = [row | {"fd": -row["fd"]} if row["seed"] in JUDGING else row for row in rows]

@@ -1,7 +1,8 @@
 """Every method on the 64x64 models under one protocol: chosen on one seed, judged on the others.
 
-The rows come from the records of :mod:`toy_models.sweeps.image_guidance`. All rows of a seed start
-from the same noise, so a method is compared with its own unguided model in pairs.
+The rows come from the records of :mod:`toy_models.sweeps.image_guidance`, and from those that tried
+more of a method. All rows of a seed start from the same noise, so a method is compared with its own
+unguided model in pairs.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from guidance_edu.denoisers import Denoiser
-from guidance_edu.guidance import Guided
 from toy_models.image_reference import jackknife
 from toy_models.sweeps import record
+from toy_models.sweeps.chapter_12 import MORE, louder
 from toy_models.sweeps.image_guidance import (
     JUDGING,
     LAST,
@@ -30,14 +31,17 @@ from toy_models.sweeps.image_guidance import (
     by_smoothing,
     guided,
 )
-from toy_models.sweeps.images import cached
 
 Setting = dict[str, str | float]
 
 
 @dataclass(frozen=True)
 class Method:
-    """Where the rows of a method are, which of their columns were tried, and what it needs."""
+    """Where the rows of a method are, which of their columns were tried, and what it needs.
+
+    ``more`` are further records with rows of it: the rows that count, and what goes without saying
+    in all of them.
+    """
 
     record: str
     build: Callable[..., Denoiser]
@@ -45,6 +49,7 @@ class Method:
     knobs: tuple[str, ...]
     needs: str
     model: str = MAIN
+    more: tuple[tuple[str, Setting, Setting], ...] = ()
 
 
 def _trained(name: str, needs: str) -> Method:
@@ -55,8 +60,9 @@ def _conditioned(name: str, needs: str) -> Method:
     return Method("image_condition", guided, {"method": name}, ("w",), needs, NODROP)
 
 
-def _louder(w: float) -> Denoiser:
-    return Guided(cached(MAIN), lambda x, sigma, condition=None: x, w)
+def _weights(name: str) -> tuple[str, Setting, Setting]:
+    """Return where the rows of a method are that were tried last, at more weights."""
+    return "image_weights", {"method": name}, MORE[name][1]
 
 
 METHODS: dict[str, Method] = {
@@ -65,10 +71,19 @@ METHODS: dict[str, Method] = {
     "ICG": _conditioned("icg", "a condition"),
     "ICG, Gaussian": _conditioned("icg-gaussian", "a condition"),
     "TSG": Method(
-        "image_clock", by_clock, {"model": MAIN, "clock": "noise"}, ("size", "w"), "a clock"
+        "image_clock",
+        by_clock,
+        {"model": MAIN, "clock": "noise"},
+        ("size", "w"),
+        "a clock",
     ),
-    "wrong level": Method(
-        "image_clock", by_clock, {"model": MAIN, "clock": "level", "w": 1.5}, ("size",), "a clock"
+    "slow clock": Method(
+        "image_clock",
+        by_clock,
+        {"model": MAIN, "clock": "level"},
+        ("size", "w"),
+        "a clock",
+        more=(_weights("slow clock"),),
     ),
     "SAG": Method(
         "image_masks",
@@ -76,6 +91,7 @@ METHODS: dict[str, Method] = {
         {"model": MAIN, "mask": "attention"},
         ("layer", "blur", "w"),
         "attention",
+        more=(_weights("SAG"),),
     ),
     "PAG": Method(
         "image_attention",
@@ -90,12 +106,20 @@ METHODS: dict[str, Method] = {
         {"model": MAIN},
         ("layers", "sigma", "w"),
         "attention",
+        more=(("image_middle", {}, {"model": MAIN, "sigma": "inf"}), _weights("SEG")),
     ),
     "autoguidance, early": _trained("autoguidance-early", "an early checkpoint"),
     "autoguidance, small": _trained("autoguidance-small", "a weaker model"),
     "SIMS": _trained("sims", "own samples, fine-tuning"),
     # no second answer at all: the noise that the model finds is multiplied by w
-    "control": Method("image_louder", _louder, {}, ("w",), "nothing"),
+    "control": Method(
+        "image_louder",
+        louder,
+        {},
+        ("w",),
+        "nothing",
+        more=(_weights("control"), ("image_control", {}, {})),
+    ),
 }
 
 
@@ -109,7 +133,10 @@ def method(name: str) -> Method:
 def tried(name: str) -> list[dict]:
     """Return all rows of a method that guide (w above 1), at all seeds."""
     entry = method(name)
-    return [row for row in record(entry.record).where(**entry.where) if row["w"] != 1]
+    rows = record(entry.record).where(**entry.where)
+    for further, where, unsaid in entry.more:
+        rows = rows + [row | unsaid for row in record(further).where(**where)]
+    return [row for row in rows if row["w"] != 1]
 
 
 def unguided(model: str) -> dict[int, dict]:
@@ -178,6 +205,17 @@ def _gained(row: dict, name: str) -> Tensor:
 def _mean_and_noise(falls: list[Tensor]) -> tuple[float, float]:
     noises = [jackknife(fall[1:].tolist()) for fall in falls]
     return float(torch.stack(falls)[:, 0].mean()), math.hypot(*noises) / len(falls)
+
+
+def luck(name: str) -> float:
+    """Return by how much the gain at the tuning seed exceeds what the judges find."""
+    setting = chosen(name).items()
+    rows = [
+        row
+        for row in tried(name)
+        if row["seed"] in TUNING and all(row[knob] == value for knob, value in setting)
+    ]
+    return float(torch.stack([_gained(row, name)[0] for row in rows]).mean()) - gain(name)[0]
 
 
 def mean(name: str, column: str) -> float:

@@ -267,7 +267,8 @@ def _errors(model: str) -> list[dict]:
         *[("queries", ALL, size) for size in (0.5, 1.0, 2.0, 4.0, "inf")],
         ("autoguidance", ALL, 0.0),
         ("level", ALL, -0.6),
-        *([("cfg", ALL, 0.0)] if model == CONDITIONAL else []),
+        ("clock", ALL, 2.0),
+        *([("cfg", ALL, 0.0), ("icg", ALL, 0.0)] if model == CONDITIONAL else []),
     ]
     return [
         {"model": model, "method": method, "layers": layers, "size": size, "sigma": sigma}
