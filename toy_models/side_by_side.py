@@ -52,8 +52,8 @@ class Method:
     more: tuple[tuple[str, Setting, Setting], ...] = ()
 
 
-def _trained(name: str, needs: str) -> Method:
-    return Method("image_training", guided, {"method": name}, ("w",), needs)
+def _trained(name: str, needs: str, more: tuple[tuple[str, Setting, Setting], ...] = ()) -> Method:
+    return Method("image_training", guided, {"method": name}, ("w",), needs, more=more)
 
 
 def _conditioned(name: str, needs: str) -> Method:
@@ -110,7 +110,9 @@ METHODS: dict[str, Method] = {
     ),
     "autoguidance, early": _trained("autoguidance-early", "an early checkpoint"),
     "autoguidance, small": _trained("autoguidance-small", "a weaker model"),
-    "SIMS": _trained("sims", "own samples, fine-tuning"),
+    "SIMS": _trained(
+        "sims", "own samples, fine-tuning", more=(("image_strong", {"method": "sims"}, {}),)
+    ),
     # no second answer at all: the noise that the model finds is multiplied by w
     "control": Method(
         "image_louder",

@@ -3,6 +3,7 @@
 ``image_weights``        weights that a method was not yet tried at
 ``image_control``        the control between the weights where it gains most
 ``image_unconditional``  what can be done for a model without classes
+``image_strong``         SIMS beyond the weight that was its best, with and without classes
 ``tree_errors``          where the guides err that the record ``errors`` leaves out
 """
 
@@ -36,6 +37,7 @@ from toy_models.sweeps.image_guidance import (
     by_clock,
     by_mask,
     by_smoothing,
+    image_training,
     judged,
     methods,
 )
@@ -109,6 +111,18 @@ def image_unconditional(method: str, w: float, n: int) -> Row:
         "less trained": lambda: without_condition(cached("imagenet64-guide")),
     }[method]()
     return judged(Guided(cached(ALONE), negative, w), n)
+
+
+@sweep(
+    "image_strong",
+    seeds=SEEDS,
+    settings=methods({"sims": [4.0, 6.0], "sims without classes": [4.0, 6.0]}),
+)
+def image_strong(method: str, w: float, n: int) -> Row:
+    """SIMS at 64x64 beyond w = 3, on the main model and on the one without classes."""
+    if method == "sims":
+        return image_training(method, w, n)
+    return image_unconditional("sims", w, n)
 
 
 @cache
