@@ -10,7 +10,7 @@ from toy_models import side_by_side
 from toy_models.imagenet64 import Images
 from toy_models.side_by_side import METHODS
 from toy_models.sweeps import chapter_12, record
-from toy_models.sweeps.image_guidance import ALONE
+from toy_models.sweeps.image_guidance import ALONE, louder
 from toy_models.sweeps.images import cached
 
 ADDED = sorted(set(chapter_12.MORE) & set(METHODS))
@@ -39,7 +39,8 @@ def test_the_rows_of_further_weights_come_from_the_model_that_the_comparison_dra
 
 def test_two_negatives_at_the_weights_of_the_record_of_pairs():
     row = record("image_pairs").where(first="cfg", second="sims", seed=0)[0]
-    with_sims = chapter_12.MORE["CFG and SIMS"][0](row["w"])
+    build, setting = chapter_12.MORE["CFG and SIMS"]
+    with_sims = build(w=row["w"], **setting)
     assert [term.w for term in with_sims.terms] == [row["w"], row["v"]]
 
 
@@ -47,7 +48,7 @@ def test_the_control_pushes_away_from_the_noisy_input():
     x = torch.randn(2, 3, 64, 64, generator=generator(1))
     with torch.no_grad():
         found = cached(ALONE)(x, 0.5)
-        pushed = chapter_12.louder(1.02, ALONE)(x, 0.5)
+        pushed = louder(1.02, ALONE)(x, 0.5)
     torch.testing.assert_close(x - pushed, 1.02 * (x - found))
 
 

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from guidance_edu.denoisers import Denoiser
 from toy_models.image_reference import jackknife
 from toy_models.sweeps import record
-from toy_models.sweeps.chapter_12 import MORE, louder
+from toy_models.sweeps.chapter_12 import MORE
 from toy_models.sweeps.image_guidance import (
     JUDGING,
     LAST,
@@ -30,6 +30,7 @@ from toy_models.sweeps.image_guidance import (
     by_mask,
     by_smoothing,
     guided,
+    louder,
 )
 
 Setting = dict[str, str | float]
@@ -71,11 +72,7 @@ METHODS: dict[str, Method] = {
     "ICG": _conditioned("icg", "a condition"),
     "ICG, Gaussian": _conditioned("icg-gaussian", "a condition"),
     "TSG": Method(
-        "image_clock",
-        by_clock,
-        {"model": MAIN, "clock": "noise"},
-        ("size", "w"),
-        "a clock",
+        "image_clock", by_clock, {"model": MAIN, "clock": "noise"}, ("size", "w"), "a clock"
     ),
     "slow clock": Method(
         "image_clock",

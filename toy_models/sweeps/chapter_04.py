@@ -231,12 +231,24 @@ def _groups(sigma: float, shift: int) -> tuple[float, Tensor, dict[str, Tensor]]
 )
 def errors(guide: str, sigma: float) -> dict[str, float]:
     """Error ratio, cosine and best weight at states on the data, astray, and their partners."""
+    return errors_of(guide_named(guide), sigma)
+
+
+def errors_of(guide: Denoiser, sigma: float) -> dict[str, float]:
+    """Return how main network and guide err near a noise level, at the states of each group."""
     level, x, masks = _groups(sigma, seed_shift())
     world = own_tree().mixture("A")
-    shift = error_shift(network("tree-main"), guide_named(guide), world, x, level)
+    return in_groups(error_shift(network("tree-main"), guide, world, x, level), masks)
+
+
+def in_groups(shift: ErrorShift, masks: dict[str, Tensor]) -> dict[str, float]:
+    """Return the main error, ratio, cosine and best weight of each group, by name.
+
+    Shapes:  each mask [n] bool, over the points of the shift.
+    """
     found = {}
     for name, mask in masks.items():
-        part: ErrorShift = shift.region(mask)
+        part = shift.region(mask)
         found[f"{name}_main"] = part.rms_positive
         found[f"{name}_ratio"] = part.ratio
         found[f"{name}_cosine"] = part.cosine

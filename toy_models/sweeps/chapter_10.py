@@ -34,8 +34,9 @@ from guidance_edu.settings import generator, seed_shift
 from toy_models.constellations import INTACT, SHAPES, Constellations, fit
 from toy_models.recipes import load
 from toy_models.sweeps import grid, sweep
-from toy_models.sweeps.image_guidance import MAIN, judged
-from toy_models.sweeps.images import SWEEP, cached
+from toy_models.sweeps.chapter_04 import in_groups
+from toy_models.sweeps.image_guidance import judged, louder
+from toy_models.sweeps.images import SWEEP
 
 SEEDS = (0, 1000, 2000)
 TUNING, JUDGING = SEEDS[:1], SEEDS[1:]
@@ -295,13 +296,7 @@ def constellation_errors(
     positive = _Each(list(networks(model)))
     other = _Each([negative(method, model, k, layers, size) for k in NETWORKS])
     shift = error_shift(positive, other, lambda *_: exact, x, level, given)
-    found: Row = {"level": level}
-    for name, group in groups.items():
-        part = shift.region(group)
-        found[f"{name}_main"] = part.rms_positive
-        found[f"{name}_ratio"] = part.ratio
-        found[f"{name}_cosine"] = part.cosine
-        found[f"{name}_best_w"] = part.best_w
+    found: Row = {"level": level} | in_groups(shift, groups)
     true = (exact[groups["data"]] - clean).double()
     before, after = (
         (error[groups["data"]] + true).square().mean()
@@ -313,4 +308,4 @@ def constellation_errors(
 @sweep("image_louder", seeds=SEEDS, settings=grid(w=[1.02, 1.05, 1.1], n=[SWEEP]))
 def image_louder(w: float, n: int) -> Row:
     """The control at 64x64: the noise that the main model finds is multiplied by w."""
-    return judged(Guided(cached(MAIN), lambda x, sigma, condition=None: x, w), n)
+    return judged(louder(w), n)

@@ -18,7 +18,6 @@ from tempfile import TemporaryDirectory
 from torch import Tensor
 
 from guidance_edu.denoisers import Denoiser, Preconditioned
-from guidance_edu.error_shift import error_shift
 from guidance_edu.guidance import Guided
 from guidance_edu.negatives.condition import without_condition
 from guidance_edu.settings import device, seed_shift
@@ -26,34 +25,23 @@ from guidance_edu.training import Run
 from toy_models.image_recipes import WIDTH, augmented, image_recipe_named, new_model, own_images
 from toy_models.sweeps import book_seed, grid, sweep
 from toy_models.sweeps.chapter_04 import SEEDS as TREE_SEEDS
-from toy_models.sweeps.chapter_04 import _groups, guide_named, network
+from toy_models.sweeps.chapter_04 import errors_of, guide_named
 from toy_models.sweeps.chapter_06 import _auxiliary
 from toy_models.sweeps.image_guidance import (
     ALONE,
     MAIN,
-    PAIRS,
     SEEDS,
     Row,
     by_clock,
     by_mask,
     by_smoothing,
+    by_two,
     image_training,
     judged,
+    louder,
     methods,
 )
 from toy_models.sweeps.images import SWEEP, cached
-from toy_models.tree import own_tree
-
-
-def louder(w: float, model: str = MAIN) -> Denoiser:
-    """Return the control: no negative at all, the noise that a model finds is multiplied by w."""
-    return Guided(cached(model), lambda x, sigma, condition=None: x, w)
-
-
-def _with_sims(w: float) -> Denoiser:
-    main = cached(MAIN)
-    return Guided(main, [(PAIRS[name][1](main), v) for name, v in (("cfg", w), ("sims", 2.0))])
-
 
 # method -> how it is built of a weight and of what is the same at all of its weights here
 MORE: dict[str, tuple[Callable[..., Denoiser], dict[str, str | float]]] = {
@@ -61,7 +49,7 @@ MORE: dict[str, tuple[Callable[..., Denoiser], dict[str, str | float]]] = {
     "SAG": (by_mask, {"model": MAIN, "mask": "attention", "layer": "mid.8", "blur": 1.5}),
     "SEG": (by_smoothing, {"model": MAIN, "layers": "mid.8 dec.8.0", "sigma": "inf"}),
     "control": (louder, {}),
-    "CFG and SIMS": (_with_sims, {}),
+    "CFG and SIMS": (by_two, {"first": "cfg", "second": "sims", "v": 2.0}),
 }
 
 
@@ -173,14 +161,5 @@ OWN = "own samples"  # the auxiliary model of chapter 06, trained for 1000 steps
 )
 def tree_errors(guide: str, sigma: float) -> Row:
     """Error ratio, cosine and best weight of more guides, where the record ``errors`` looks."""
-    level, x, masks = _groups(sigma, seed_shift())
     negative = guide_named(guide) if guide != OWN else _auxiliary("own", 1000, seed_shift()).cpu()
-    shift = error_shift(network("tree-main"), negative, own_tree().mixture("A"), x, level)
-    found: Row = {}
-    for name, mask in masks.items():
-        part = shift.region(mask)
-        found[f"{name}_main"] = part.rms_positive
-        found[f"{name}_ratio"] = part.ratio
-        found[f"{name}_cosine"] = part.cosine
-        found[f"{name}_best_w"] = part.best_w
-    return found
+    return errors_of(negative, sigma)

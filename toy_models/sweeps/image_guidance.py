@@ -326,9 +326,18 @@ def by_smoothing(model: str, layers: str, sigma: float | str, w: float) -> Denoi
 )
 def image_pairs(first: str, w: float, second: str, v: float, n: int) -> Row:
     """Two negatives at once on the main 64x64 model."""
-    main = cached(MAIN)
+    return judged(by_two(first, w, second, v), n)
 
-    return judged(Guided(main, [(PAIRS[first][1](main), w), (PAIRS[second][1](main), v)]), n)
+
+def by_two(first: str, w: float, second: str, v: float) -> Denoiser:
+    """Return the main model guided by two negatives, each with a weight of its own."""
+    main = cached(MAIN)
+    return Guided(main, [(PAIRS[first][1](main), w), (PAIRS[second][1](main), v)])
+
+
+def louder(w: float, model: str = MAIN) -> Denoiser:
+    """Return the control: no second network, the noise that a model finds is multiplied by w."""
+    return Guided(cached(model), lambda x, sigma, condition=None: x, w)
 
 
 def radial_power(x: Tensor, bands: int = BANDS) -> Tensor:
